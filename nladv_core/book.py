@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -263,9 +264,10 @@ def _configuration() -> str:
     found = yaml.safe_load((project_root() / "_config.yml").read_text(encoding="utf-8"))
     url = os.environ.get("NLADV_REPOSITORY_URL", "").strip().rstrip("/")
     if url:
-        if not url.startswith("https://"):
+        if not re.fullmatch(r"https://(github\.com|gitlab\.com|bitbucket\.org)/[\w.-]+/[\w./-]+", url):
             raise SpecError(
-                f"NLADV_REPOSITORY_URL is {url!r}, expected an address that begins with https://, or nothing"
+                f"NLADV_REPOSITORY_URL is {url!r}, expected https://github.com/OWNER/NAME (or gitlab.com, bitbucket.org);"
+                " correct it, or unset it for a book without launch, edit and issue buttons"
             )
         branch = os.environ.get("NLADV_REPOSITORY_BRANCH", "").strip() or "main"
         found["repository"] = {"url": url, "branch": branch, "path_to_book": ""}
