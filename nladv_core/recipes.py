@@ -1,0 +1,127 @@
+"""The paper's training tables as data (App. C.2, Figures 25-27), and the shortened ones of the smaller tiers.
+
+A recipe says how long and how fast a network trains; it knows nothing of networks, data or slopes. `RECIPES` holds them
+by name, `<what>-<phase>`. Values that our text of the paper lost or leaves open are ours and said so beside the entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from nladv_core.errors import SpecError
+from nladv_core.values import canonical
+
+OPTIMIZERS = ("sgd", "adam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One row of a training table.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        milestones: epochs (counted from 0, strictly increasing, inside the run) from which on the learning rate is
+            multiplied once more by `gamma`.
+        lr: learning rate at the start, > 0.
+        batch: images per step; the last batch of an epoch may be smaller.
+        momentum, weight_decay: of SGD. Weight decay never applies to slopes.
+        gamma: factor of the multistep schedule (0.1: ours, the paper gives the milestones only).
+        flip: random horizontal flips, the paper's only augmentation. Off for digits, whose mirror images are no digits.
+        label_smoothing: of the cross entropy, in [0, 1).
+        optimizer, betas, warmup_steps, accumulate: the translation recipe needs them; "sgd" ignores betas.
+
+    Raises:
+        SpecError: a value of the wrong type or outside its range.
+    """
+
+    epochs: int
+    lr: float
+    batch: int
+    milestones: tuple[int, ...] = ()
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    gamma: float = 0.1
+    flip: bool = True
+    label_smoothing: float = 0.0
+    optimizer: str = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        canonical(self)
+        for name in ("epochs", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"recipe: {name} is {getattr(self, name)}, expected at least 1")
+        if not self.lr > 0:
+            raise SpecError(f"recipe: lr is {self.lr:g}, expected a learning rate above 0")
+        for name in ("momentum", "label_smoothing", *(() if self.optimizer == "sgd" else ("betas",))):
+            values = getattr(self, name)
+            if not all(0 <= value < 1 for value in (values if isinstance(values, tuple) else (values,))):
+                raise SpecError(f"recipe: {name} is {values}, expected to lie in [0, 1)")
+        if self.weight_decay < 0 or not 0 < self.gamma <= 1 or self.warmup_steps < 0:
+            raise SpecError(
+                f"recipe: weight_decay {self.weight_decay:g}, gamma {self.gamma:g}, warmup_steps {self.warmup_steps}; "
+                "expected >= 0, in (0, 1] and >= 0"
+            )
+        steps = self.milestones
+        if any(not 0 < m < self.epochs for m in steps) or any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+            raise SpecError(
+                f"recipe: milestones {list(steps)} with {self.epochs} epochs, expected strictly increasing epochs "
+                "inside the run; drop or move those at or after its end"
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise SpecError(f"recipe: optimizer is {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate during `epoch` (counted from 0)."""
+        return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def shortened(self, epochs: int) -> Recipe:
+        """The same recipe over `epochs` epochs, its milestones moved in proportion (those that coincide are merged)."""
+        moved = {round(m * epochs / self.epochs) for m in self.milestones}
+        return replace(self, epochs=epochs, milestones=tuple(sorted(m for m in moved if 0 < m < epochs)))
+
+
+def _sgd(epochs: int, milestones: tuple[int, ...], lr: float, batch: int, **more: Any) -> Recipe:
+    return Recipe(epochs=epochs, milestones=milestones, lr=lr, batch=batch, **more)
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        # The paper's rows. Retraining with transferred masks (§4.1.1) uses the row of the original training.
+        "cifar-train": _sgd(200, (100, 150), 0.1, 256),
+        "cinic-train": _sgd(200, (100, 150), 0.1, 256),
+        "tiny-imagenet-train": _sgd(80, (70, 75), 0.1, 128),
+        "cifar-linearize": _sgd(60, (20, 40), 0.1, 256),
+        "cifar-linearize-30": _sgd(30, (10, 20), 0.1, 256),  # §4.1.1, §4.1.2 and the maps of §4.2
+        "cinic-linearize": _sgd(34, (10, 22), 0.1, 256),
+        "imagenet-linearize": _sgd(6, (2, 4), 0.01, 40, flip=False),  # centre crops (§4)
+        "multi30k-train": Recipe(
+            epochs=200,
+            milestones=(160, 180),
+            lr=0.00082,
+            batch=30,
+            accumulate=10,
+            warmup_steps=2900,
+            optimizer="adam",
+            betas=(0.9, 0.98),
+            momentum=0.0,
+            weight_decay=0.0,
+            flip=False,
+            label_smoothing=0.1,
+        ),
+        # Ours, for the smaller tiers. A slope must travel from 0 to 1 within sum(lr) / (1 - momentum) * omega / 2, so
+        # fewer steps need a larger omega; lengths and rates were chosen so that a parent trains to a plateau.
+        "smoke-train": _sgd(2, (), 0.05, 64, flip=False),
+        "smoke-linearize": _sgd(2, (), 0.05, 64, flip=False),
+        "quick-train": _sgd(6, (4,), 0.1, 64, flip=False),
+        "quick-linearize": _sgd(4, (2,), 0.05, 64, flip=False),
+        "reduced-train": _sgd(30, (18, 25), 0.1, 128),
+        "reduced-linearize": _sgd(12, (6, 10), 0.05, 128),
+    }
+)
+
