@@ -1,0 +1,568 @@
+"""Replace every ReLU by a unit with a learnable slope, push slopes to 1, and keep track of what stays nonlinear (§3).
+
+A *unit* is one feature channel of one ReLU call site, with slope α for negative inputs: φ_α(x) = max(x, 0) + α·min(x, 0).
+α = 0 is the ReLU, α = 1 the identity. A unit is *active* while it may bend; once its slope exceeds 1 - margin it becomes
+*inactive*: its slope is locked to exactly 1 for good. While linearizing, ω·Σ|1-α|^p over the active units is added to the loss.
+
+Conventions that the paper leaves open (ours): active slopes are projected onto [0, 1] after each optimiser step and carry
+no weight decay. Activity is counted in channels: a layer-wise slope counts as its channels, a channel with pixel-wise
+slopes as its active share.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from nladv_core.errors import RecordError, SpecError, UnsupportedNetwork
+from nladv_core.tracing import ExampleInput, example_tensors, trace, undisturbed
+
+Granularity = Literal["channel", "layer", "pixel"]
+Masks = dict[str, Tensor]
+
+
+class ChannelPReLU(nn.Module):
+    """The units of one ReLU call site: φ_α(x) = max(x, 0) + α·min(x, 0), with α = 1 wherever a unit is inactive.
+
+    Attributes:
+        slope: parameter α, shape [C] for "channel", [1] for "layer", the feature shape without the batch axis for "pixel".
+        active: bool buffer of the same shape; it alone decides what is active: an inactive unit is the identity
+            whatever its slope holds (momentum may still move a locked slope).
+        channels: C, the number of channels of the call site, whatever the granularity.
+        channel_axis: which axis of the input counts the channels (may be negative).
+        order: position among the call sites of the network, in execution order.
+    """
+
+    is_traced_whole = True
+
+    def __init__(self, feature_shape: tuple[int, ...], channel_axis: int = 1, granularity: Granularity = "channel", order: int = 0):
+        """Args: feature_shape is the input's shape without the batch axis; pixel-wise slopes take axis 0 as the batch."""
+        super().__init__()
+        ndim = len(feature_shape) + 1
+        axis = channel_axis % ndim
+        self.channels = feature_shape[axis - 1] if axis else 0
+        self.channel_axis, self.granularity, self.order = channel_axis, granularity, order
+        shape = {"channel": (self.channels,), "layer": (1,), "pixel": feature_shape}[granularity]
+        self.slope = nn.Parameter(torch.zeros(shape))
+        self.active: Tensor
+        self.register_buffer("active", torch.ones(shape, dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope = torch.where(self.active, self.slope, 1.0).to(x.dtype)
+        if self.granularity == "layer" or (self.granularity == "channel" and self.channel_axis == 1):
+            return F.prelu(x, slope)  # the same formula, in one kernel
+        if self.granularity == "channel":
+            slope = slope.view([-1 if axis == self.channel_axis % x.ndim else 1 for axis in range(x.ndim)])
+        bent = F.relu(x)
+        return bent + slope * (x - bent)
+
+    @property
+    def weight(self) -> float:
+        """How many channels one slope stands for: 1, C ("layer") or 1/pixels ("pixel")."""
+        return self.channels / self.slope.numel()
+
+    def active_channels(self) -> Tensor:
+        """Active share of each channel, float64 [C], in [0, 1]: 0 or 1 unless the slopes are pixel-wise."""
+        active = self.active.double()
+        if self.granularity == "layer":
+            return active.expand(self.channels)
+        if self.granularity == "pixel":
+            axis = self.channel_axis % (active.ndim + 1) - 1
+            return active.mean([i for i in range(active.ndim) if i != axis]) if active.ndim > 1 else active
+        return active
+
+    def extra_repr(self) -> str:
+        return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise, {int(self.active.sum())} of {self.active.numel()} active"
+
+
+# ---------------------------------------------------------------------------------------------------- surgery
+
+
+def linearize(
+    model: nn.Module,
+    example_input: ExampleInput,
+    *,
+    granularity: Granularity = "channel",
+    channel_axis: int | Mapping[str, int] | None = None,
+) -> GraphModule:
+    """Copy `model`, giving every ReLU call site its own units with slope 0.
+
+    A call site is a place in the forward pass: a module called three times, `F.relu`, `torch.relu`, `x.relu()` and the
+    in-place forms each become a group of units of their own, named after the module that the call stands in. The
+    copy computes what the model computes: outputs on the example are compared bit by bit in evaluation mode.
+
+    Args:
+        model: not modified.
+        example_input: a tensor, a tuple of tensors, or a shape without the batch axis, e.g. `(3, 32, 32)`.
+        granularity: one slope per "channel" (the paper), per "layer" (Layer Folding) or per "pixel" (SNL).
+        channel_axis: overrides which axis counts the channels, for all groups or by group name. Without it the axis
+            follows the producing operation: linear, attention and layer norm count channels last, convolution
+            and batch norm on axis 1.
+
+    Returns:
+        A `torch.fx.GraphModule` with the parameter names of `model`; `units(net)` lists the new groups.
+
+    Raises:
+        UnsupportedNetwork: if there is no ReLU, the forward pass cannot be recorded, the channel axis is not evident,
+            or the copy would not compute the same.
+        SpecError: for an unknown granularity or a channel axis that does not exist.
+    """
+    if granularity not in get_args(Granularity):
+        raise SpecError(f"granularity is {granularity!r}; expected one of {', '.join(map(repr, get_args(Granularity)))}.")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    inputs = example_tensors(model, example_input)
+    root, graph = trace(model, inputs)
+    sites = [node for node in graph.nodes if _is_relu(node, root)]
+    if not sites:
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} calls no ReLU, so there is nothing to linearize; expected nn.ReLU, F.relu, torch.relu "
+            "or Tensor.relu somewhere in its forward pass."
+        )
+    overrides = dict(channel_axis) if isinstance(channel_axis, Mapping) else {}
+    planned: dict[str, tuple[Node, ChannelPReLU, bool]] = {}
+    for order, node in enumerate(sites):
+        name = _site_name(node, planned, root)
+        axis = overrides.pop(name, None) if isinstance(channel_axis, Mapping) else channel_axis
+        planned[name] = node, _unit_for(node, name, axis, granularity, order, root), _is_in_place(node, root)
+    if overrides:
+        raise SpecError(f"channel_axis names {sorted(overrides)}, which are no unit groups; the groups are {list(planned)}.")
+    for name, (node, unit, in_place) in planned.items():
+        _set_module(root, name, unit.to(inputs[0].device))
+        _replace(graph, node, name, in_place)
+    graph.lint()
+    net = GraphModule(root, graph, class_name=type(model).__name__)
+    _copy_modes(model, net)
+    _check_equal(model, net, inputs)
+    return net
+
+
+def _is_relu(node: Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        if getattr(module, "nonlinearity", None) == "relu" and isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            raise UnsupportedNetwork(
+                f"{node.target!r} is a recurrent layer with a built-in ReLU, whose steps are hidden; write the recurrence as a loop of "
+                "nn.Linear and nn.ReLU."
+            )
+        return isinstance(module, nn.ReLU)
+    return node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def _is_in_place(node: Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        return bool(root.get_submodule(str(node.target)).inplace)
+    return node.target in (torch.relu_, "relu_") or True in (node.kwargs.get("inplace"), *node.args[1:2])
+
+
+def _site_name(node: Node, taken: Container[str], root: nn.Module) -> str:
+    """The ReLU module's own path, or `relu` in the module that makes the call; numbered where that is taken."""
+    if node.op == "call_module" and node.target not in taken:
+        return str(node.target)
+    scope = node.meta["scope"]
+    base = str(node.target) if node.op == "call_module" else f"{scope}.relu" if scope else "relu"
+    present = {name for name, _ in root.named_modules(remove_duplicate=False)}
+    candidates = itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1)))
+    return next(name for name in candidates if name not in present and name not in taken)
+
+
+def _unit_for(node: Node, name: str, axis: int | None, granularity: Granularity, order: int, root: nn.Module) -> ChannelPReLU:
+    shape = node.meta["shape"]
+    if axis is None:
+        axis = _channel_axis(node.all_input_nodes[0], root)
+    if axis is None:
+        raise UnsupportedNetwork(
+            f"{name!r}: which axis of its input, of shape {shape}, counts the channels is not evident; pass channel_axis={{{name!r}: axis}}."
+        )
+    if not -len(shape) <= axis < len(shape) or axis % len(shape) == 0:
+        raise SpecError(f"channel_axis of {name!r} is {axis}; expected an axis of its input, of shape {shape}, other than the batch axis 0.")
+    if shape[axis] == 0:
+        raise UnsupportedNetwork(f"{name!r} has no channels (input of shape {shape}); remove the layer.")
+    return ChannelPReLU(shape[1:], axis, granularity, order)
+
+
+# Operations that leave the channel axis where it is, by class of module, function or method name.
+_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.Embedding, nn.RNNBase)
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.Upsample,
+    nn.LocalResponseNorm,
+    nn.PixelShuffle,
+)
+_LAST_FUNCTIONS = {"linear", "layer_norm", "rms_norm", "scaled_dot_product_attention", "multi_head_attention_forward", "embedding"}
+_FIRST_FUNCTIONS = {"batch_norm", "group_norm", "instance_norm", "interpolate", "local_response_norm", "pixel_shuffle"}
+_MOVES_AXES = {"permute", "transpose", "reshape", "view", "unflatten", "unsqueeze", "squeeze", "movedim", "t", "swapaxes", "einsum"}
+
+
+def _channel_axis(node: Node, root: nn.Module) -> int | None:
+    """Follow the producing operations back to one that fixes the channel axis; None when none is found."""
+    shape = node.meta.get("shape")
+    if shape is not None and len(shape) == 2:
+        return 1
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        if isinstance(module, _CHANNELS_LAST):
+            return -1
+        if isinstance(module, _CHANNELS_FIRST):
+            return 1
+        if isinstance(module, ChannelPReLU):
+            return module.channel_axis
+        if isinstance(module, nn.Flatten | nn.Unflatten):
+            return None
+    elif node.op == "placeholder":
+        return 1 if shape is not None and len(shape) in (4, 5) else None
+    elif node.op in ("call_function", "call_method"):
+        kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if kind in _LAST_FUNCTIONS:
+            return -1
+        if kind in _FIRST_FUNCTIONS or "conv" in kind or "pool" in kind:
+            return 1
+        if kind in _MOVES_AXES or kind == "flatten":
+            return None
+    axes = [_channel_axis(source, root) for source in node.all_input_nodes if source.meta.get("type") is not None and "shape" in source.meta]
+    return next((axis for axis in axes if axis is not None), None)
+
+
+def _replace(graph: Graph, node: Node, name: str, in_place: bool) -> None:
+    """Put a call of the unit `name` in place of the ReLU call `node`."""
+    source = node.all_input_nodes[0]
+    with graph.inserting_after(node):
+        unit = graph.call_module(name, (source,))
+    unit.meta = dict(node.meta)
+    if in_place:  # whoever reads the input after the call sees what the call wrote into it
+        later, reached = [], False
+        for other in graph.nodes:
+            if reached and source in other.all_input_nodes and other is not unit:
+                later.append(other)
+            reached = reached or other is node
+        for other in later:
+            other.replace_input_with(source, unit)
+    node.replace_all_uses_with(unit)
+    graph.erase_node(node)
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        if not hasattr(root, name):
+            root.add_module(name, nn.Module())
+        root = getattr(root, name)
+    setattr(root, last, module)
+
+
+def _copy_modes(model: nn.Module, net: nn.Module) -> None:
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in net.named_modules():
+        parent = name.rsplit(".", 1)[0] if "." in name else ""
+        module.training = modes.get(name, modes.get(parent, model.training))
+
+
+def _check_equal(model: nn.Module, net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse a copy whose outputs on the example differ in a single bit from the model's, in evaluation mode."""
+    modes = [(module, module.training) for whole in (model, net) for module in whole.modules()]
+    outputs = []
+    try:
+        for whole in (model, net):
+            whole.eval()
+            with undisturbed(inputs[0].device):
+                outputs.append(tree_leaves(whole(*(x.clone() for x in inputs))))
+    finally:
+        for module, training in modes:
+            module.training = training
+    expected, found = outputs
+    same = len(expected) == len(found) and all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan()) if isinstance(a, Tensor) else a == b
+        for a, b in zip(expected, found, strict=True)
+    )
+    if not same:
+        raise UnsupportedNetwork(
+            f"{type(model).__name__}: its linearized copy would not compute the same in evaluation mode. Usual causes: "
+            "a functional dropout or batch norm with training=self.training (use nn.Dropout, nn.BatchNorm2d), a branch on self.training, "
+            "or an in-place ReLU on a tensor that is also read through a view (use the out-of-place form)."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def units(net: nn.Module) -> list[tuple[str, ChannelPReLU]]:
+    """All unit groups of a linearized network as (name, module), in execution order.
+
+    Raises:
+        UnsupportedNetwork: if there are none.
+    """
+    net = getattr(net, "_orig_mod", net)
+    found = [(name, module) for name, module in net.named_modules() if isinstance(module, ChannelPReLU)]
+    if not found:
+        raise UnsupportedNetwork(f"{type(net).__name__} has no linearization units; expected a network made by nladv_core.linearize().")
+    return sorted(found, key=lambda item: item[1].order)
+
+
+def active_counts(net: nn.Module) -> dict[str, tuple[float, int]]:
+    """For each unit group, (active channels, channels); the first is a whole number unless slopes are pixel-wise."""
+    return {name: (float(unit.active.sum()) * unit.weight, unit.channels) for name, unit in units(net)}
+
+
+def active_fraction(net: nn.Module) -> float:
+    """Share of active units among all units, in [0, 1], counted in channels."""
+    counts = list(active_counts(net).values())
+    return math.fsum(active for active, _ in counts) / sum(total for _, total in counts)
+
+
+def effective_width(net: nn.Module) -> float:
+    """ENW (§3.1): number of active units per layer (an absolute number), averaged over the ReLU call sites."""
+    counts = list(active_counts(net).values())
+    return math.fsum(active for active, _ in counts) / len(counts)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor:
+    """Σ |target - α|^p over the active slopes: a scalar (0-d) tensor, to be multiplied by ω (§3).
+
+    The derivative at α = target is infinite for p < 1; it is taken as 0 there, so the gradient is always finite.
+
+    Args:
+        net: a linearized network.
+        p: exponent, > 0; 0.5 in the paper, 1 in SNL.
+        target: 1 pulls towards the identity; 0 pulls active slopes back to the ReLU (§3 advises against it).
+
+    Raises:
+        SpecError: if p is not positive.
+    """
+    if not p > 0:
+        raise SpecError(f"the exponent p of the slope penalty is {p}; expected a number above 0, such as the paper's 0.5.")
+    groups = [unit for _, unit in units(net)]
+    slopes = torch.cat([unit.slope.flatten() for unit in groups])
+    active = torch.cat([unit.active.flatten() for unit in groups])
+    distance = (target - slopes).abs()
+    counted = active & (distance > 0)
+    return torch.where(counted, torch.where(counted, distance, 1.0).pow(p), 0.0).sum()
+
+
+def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters for a `torch.optim` optimiser: `weight_decay` for the network's own, none for the slopes.
+
+    Decaying a slope would pull it back to the ReLU, against the penalty. A network without units gives one group.
+    """
+    slopes = [module.slope for module in net.modules() if isinstance(module, ChannelPReLU)]
+    ours = {id(slope) for slope in slopes}
+    groups = [{"params": [p for p in net.parameters() if id(p) not in ours], "weight_decay": weight_decay}]
+    return [*groups, {"params": slopes, "weight_decay": 0.0}] if slopes else groups
+
+
+@torch.no_grad()
+def project_slopes_(net: nn.Module) -> None:
+    """Bring active slopes back into [0, 1] and inactive ones to exactly 1; call after each optimiser step."""
+    for _, unit in units(net):
+        unit.slope.copy_(torch.where(unit.active, unit.slope.clamp(0, 1), 1.0))
+
+
+@torch.no_grad()
+def freeze_linear_tensor_(net: nn.Module, margin: float = 0.01) -> Tensor:
+    """As `freeze_linear_`, but returns the number as a 0-d tensor: no device has to wait for it."""
+    _check_margin(margin)
+    newly = []
+    for _, unit in units(net):
+        frozen = unit.active & (unit.slope > 1 - margin)
+        unit.active &= ~frozen
+        unit.slope.masked_fill_(frozen, 1.0)
+        newly.append(frozen.sum())
+    return torch.stack(newly).sum()
+
+
+def freeze_linear_(net: nn.Module, margin: float = 0.01) -> int:
+    """Lock every active unit whose slope exceeds 1 - margin: slope exactly 1, inactive for good (§3).
+
+    Args:
+        net: a linearized network, changed in place.
+        margin: in (0, 1); the paper's is 0.01.
+
+    Returns:
+        How many slopes were newly locked.
+
+    Raises:
+        SpecError: if the margin is not in (0, 1).
+    """
+    return int(freeze_linear_tensor_(net, margin))
+
+
+def _check_margin(margin: float) -> None:
+    if not 0 < margin < 1:
+        raise SpecError(f"the freezing margin is {margin}; expected a number in (0, 1), such as the paper's 0.01.")
+
+
+class GoalController:
+    """Linearize up to a goal share of inactive units and no further (§4.1.2).
+
+    ω is the given one until the inactive share comes within `band` of the goal, falls linearly to `floor`·ω at the goal, and
+    is 0 from there on. Besides, a step never locks more units than the goal asks for: the largest slopes go first,
+    so the goal is passed by less than one unit (one slope). Nothing here waits for the device, except `.reached`.
+    """
+
+    def __init__(self, net: nn.Module, goal: float, omega: float, margin: float = 0.01, band: float = 0.05, floor: float = 0.1):
+        """Args.
+
+        goal: share of units (counted in channels) to become inactive, in (0, 1).
+        omega: regularization weight far from the goal, >= 0.
+        margin: freezing margin in (0, 1).
+        band: distance to the goal, as a share of all units, from which ω falls; >= 0.
+        floor: share of ω that is left just before the goal, in (0, 1].
+        """
+        if not 0 < goal < 1:
+            raise SpecError(f"the goal share of inactive units is {goal}; expected a number in (0, 1), such as 0.88.")
+        if not omega >= 0:
+            raise SpecError(f"the regularization weight ω is {omega}; expected a number >= 0.")
+        if not (band >= 0 and 0 < floor <= 1):
+            raise SpecError(f"band is {band} and floor is {floor}; expected band >= 0 and floor in (0, 1].")
+        _check_margin(margin)
+        self._units = [unit for _, unit in units(net)]
+        self._margin, self._omega, self._band, self._floor = margin, omega, band, floor
+        # Number of channels that each slope stands for, in the order of the flattened slopes.
+        device = self._units[0].slope.device
+        self._weights = torch.cat([torch.full((u.slope.numel(),), u.weight, dtype=torch.float64) for u in self._units]).to(device)
+        self._total = sum(unit.channels for unit in self._units)
+        self._goal = goal
+
+    def _missing(self) -> Tensor:
+        """Channels still to be linearized, 0-d float64; <= 0 once the goal is reached."""
+        active = torch.cat([unit.active.flatten() for unit in self._units])
+        inactive = torch.where(active, 0.0, self._weights).sum()
+        # Sums of thirds or of 1/pixels are not exact: a billionth of a channel is not worth another unit.
+        return self._goal * self._total - inactive - 1e-9 * self._total
+
+    @property
+    def reached(self) -> bool:
+        """Whether the goal share is inactive."""
+        return bool(self._missing() <= 0)
+
+    def omega(self) -> Tensor:
+        """ω now in force, a 0-d tensor on the network's device: full, falling within the band, 0 at the goal."""
+        missing = self._missing() / self._total
+        factor = self._floor + (1 - self._floor) * (missing / self._band if self._band else missing * math.inf)
+        return torch.where(missing > 0, self._omega * factor.clamp(max=1.0), 0.0).to(self._units[0].slope.dtype)
+
+    @torch.no_grad()
+    def freeze_(self) -> Tensor:
+        """Lock units as `freeze_linear_` does, the largest slopes first, until the goal; returns how many, 0-d tensor."""
+        slopes = torch.cat([unit.slope.flatten() for unit in self._units])
+        active = torch.cat([unit.active.flatten() for unit in self._units])
+        ready = active & (slopes > 1 - self._margin)
+        order = torch.where(ready, slopes, -math.inf).argsort(descending=True, stable=True)
+        weights = torch.where(ready, self._weights, 0.0)[order]
+        locked_before = weights.cumsum(0) - weights
+        frozen = torch.zeros_like(ready)
+        frozen[order] = ready[order] & (locked_before < self._missing())
+        for unit, mask in zip(self._units, frozen.split([unit.slope.numel() for unit in self._units]), strict=True):
+            mask = mask.view_as(unit.active)
+            unit.active &= ~mask
+            unit.slope.masked_fill_(mask, 1.0)
+        return frozen.sum()
+
+
+# ---------------------------------------------------------------------------------------------------- masks
+
+
+def masks(net: nn.Module) -> Masks:
+    """Copies of all activity masks: group name -> bool tensor of the slope's shape, True = active."""
+    return {name: unit.active.clone() for name, unit in units(net)}
+
+
+@torch.no_grad()
+def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Make exactly the units in `masks` active, in place.
+
+    Units that become inactive get slope 1; units that become active again restart as a ReLU (slope 0); others keep
+    their slope.
+
+    Raises:
+        SpecError: if groups are missing or unknown, or a mask is not a bool tensor of its group's shape.
+    """
+    groups = dict(units(net))
+    if groups.keys() != masks.keys():
+        missing, unknown = sorted(groups.keys() - masks.keys()), sorted(masks.keys() - groups.keys())
+        raise SpecError(
+            f"the masks do not fit the network: missing groups {missing}, unknown groups {unknown}; expected the names that "
+            "units(net) lists, from a network of the same architecture."
+        )
+    for name, mask in masks.items():
+        shape = tuple(groups[name].active.shape)
+        if tuple(mask.shape) != shape or mask.dtype != torch.bool:
+            raise SpecError(f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape {shape}.")
+    for name, mask in masks.items():
+        unit, mask = groups[name], mask.to(groups[name].active.device)
+        unit.slope.masked_fill_(mask & ~unit.active, 0.0)
+        unit.slope.masked_fill_(~mask, 1.0)
+        unit.active.copy_(mask)
+
+
+def permute_masks(masks: Mapping[str, Tensor], scope: Literal["layer", "global"], generator: torch.Generator | None = None) -> Masks:
+    """Shuffle the masks within each group ("layer") or over the whole network ("global") (§4.1.1).
+
+    Both keep the number of active slopes; "layer" keeps it in every group. The arguments are left alone.
+
+    Args:
+        masks: as returned by `masks(net)`.
+        scope: what is shuffled together.
+        generator: a CPU generator; without it the global random state is used.
+
+    Raises:
+        SpecError: for an unknown scope.
+    """
+
+    def shuffled(flat: Tensor) -> Tensor:
+        return flat[torch.randperm(flat.numel(), generator=generator).to(flat.device)]
+
+    if scope == "layer":
+        return {name: shuffled(mask.flatten()).view_as(mask) for name, mask in masks.items()}
+    if scope == "global":
+        flat = shuffled(torch.cat([mask.flatten() for mask in masks.values()]))
+        parts = flat.split([mask.numel() for mask in masks.values()])
+        return {name: part.view_as(mask).clone() for (name, mask), part in zip(masks.items(), parts, strict=True)}
+    raise SpecError(f"the scope of a mask permutation is {scope!r}; expected 'layer' or 'global'.")
+
+
+def save_masks(masks: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write masks as safetensors (bool, True = active): a complete file, or none."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(save({name: mask.cpu().contiguous() for name, mask in masks.items()}, {"content": "nladv masks, True = active"}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_masks(path: str | os.PathLike[str]) -> Masks:
+    """Read masks that `save_masks` wrote.
+
+    Raises:
+        RecordError: if the file is not there, damaged, or holds anything but bool tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        loaded = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"{path} cannot be read as a mask file ({error}); expected safetensors written by save_masks().") from error
+    wrong = [name for name, mask in loaded.items() if mask.dtype != torch.bool]
+    if wrong:
+        raise RecordError(f"{path} holds tensors that are not bool ({', '.join(wrong)}); expected masks written by save_masks().")
+    return loaded

@@ -1,0 +1,244 @@
+"""Record a network as a graph of operations while looking at real values.
+
+`torch.fx` alone sees symbols: `if x.dim() == 3` or `assert len(x.shape) == 4` stops it. Here every symbol carries the
+value that it has on the example input, so that decisions about *shapes and types* are taken as the network takes
+them, while decisions about *numbers* (`if x.sum() > 0`) are refused: another input would take another branch.
+"""
+
+import builtins
+import contextlib
+import copy
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx.node import map_aggregate
+
+from nladv_core.errors import UnsupportedNetwork
+
+ExampleInput = Tensor | Sequence[Tensor] | Sequence[int]
+
+# fx keeps modules of torch.nn whole; these contain a ReLU in their Python code and are looked into instead.
+_LOOK_INTO = (
+    nn.Sequential,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
+
+
+def example_tensors(model: nn.Module, example_input: ExampleInput) -> tuple[Tensor, ...]:
+    """The tensors that `model(*tensors)` is called with, on the model's device.
+
+    Args:
+        model: only its first parameter is looked at, for device and dtype.
+        example_input: a tensor, a tuple of tensors, or a shape without the batch axis such as `(3, 32, 32)`, for which
+            two normally distributed examples are made (no global random state is touched).
+
+    Raises:
+        UnsupportedNetwork: for anything else, or a shape with sizes that are not positive.
+    """
+    like = next(model.parameters(), None)
+    device = like.device if like is not None else torch.device("cpu")
+    dtype = like.dtype if like is not None and like.is_floating_point() else torch.get_default_dtype()
+    if isinstance(example_input, Tensor):
+        return (example_input.detach().to(device),)
+    if isinstance(example_input, Sequence) and not isinstance(example_input, str) and len(example_input) > 0:
+        if all(isinstance(item, Tensor) for item in example_input):
+            return tuple(item.detach().to(device) for item in example_input)  # type: ignore[union-attr]
+        if all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in example_input):
+            shape = (2, *(int(item) for item in example_input))  # type: ignore[arg-type]
+            return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype),)
+    raise UnsupportedNetwork(
+        f"example_input is {example_input!r:.80}; expected a tensor, a tuple of tensors, or a shape of positive integers "
+        "without the batch axis such as (3, 32, 32)."
+    )
+
+
+class _NotTraceable(Exception):
+    """What the network did that a graph cannot express; `trace` adds where and a way out."""
+
+
+class ValueProxy(Proxy):
+    """A symbol of the graph together with the value that it has on the example input."""
+
+    value: Any = None  # set as soon as the call is recorded
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.value, name)  # an AttributeError of the network's own passes through as it is
+        if callable(attribute):
+            return super().__getattr__(name)
+        return self.tracer.create_proxy("call_function", builtins.getattr, (self, name), {})
+
+    def __len__(self) -> int:
+        if isinstance(self.value, Tensor):
+            raise _NotTraceable("takes len() of a tensor, which would fix the batch size")
+        return len(self.value)
+
+    def __float__(self) -> float:
+        raise _NotTraceable("turns a value into a Python number")
+
+    __int__ = __float__  # type: ignore[assignment]
+
+
+class _ValueTracer(Tracer):
+    def __init__(self, values: tuple[Tensor, ...]):
+        super().__init__()
+        self._inputs = iter(values)
+        self._count = len(values)
+        self._looking = False  # True while a value is computed: nothing is recorded then
+        self.failed_in = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, _LOOK_INTO):
+            return False
+        return m.__module__.startswith("torch.nn") or getattr(m, "is_traced_whole", False)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        code = root_fn.__code__
+        names = [*code.co_varnames[1 : code.co_argcount]]
+        if len(names) < self._count and code.co_flags & 0x04:  # *args
+            names += [f"input_{i}" for i in range(len(names), self._count)]
+        if len(names) < self._count:
+            raise _NotTraceable(f"takes {len(names)} inputs, and the example has {self._count}")
+        return root_fn, [
+            self.root,
+            *(self.create_proxy("placeholder", name, (), {}) for name in names[: self._count]),
+        ]
+
+    def proxy(self, node: Node) -> Proxy:
+        return ValueProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
+        self._looking = True
+        try:
+            proxy.value = self._evaluate(kind, target, _values(args), _values(kwargs))
+        finally:
+            self._looking = False
+        proxy.node.meta["scope"] = self.scope.module_path
+        if isinstance(proxy.value, Tensor):
+            proxy.node.meta["shape"] = tuple(proxy.value.shape)
+        proxy.node.meta["type"] = type(proxy.value)
+        return proxy
+
+    def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "placeholder":
+            return next(self._inputs)
+        if kind == "get_attr":
+            return _attribute(self.root, target)
+        if kind == "call_module":
+            # The control flow is that of training, the numbers those of evaluation: a batch norm would otherwise
+            # change its statistics and fail on a batch of one, and a dropout would draw random numbers.
+            module = self.root.get_submodule(target)
+            modes = [(m, m.training) for m in module.modules()]
+            module.eval()
+            try:
+                return module(*args, **kwargs)
+            finally:
+                for m, mode in modes:
+                    m.training = mode
+        function = getattr(args[0], target) if kind == "call_method" else target
+        return function(*(args[1:] if kind == "call_method" else args), **kwargs)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._looking:
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or self.path_of_module(m)  # the innermost module comes first
+            raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._looking else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        if isinstance(obj.value, Tensor):  # type: ignore[attr-defined]
+            raise _NotTraceable("decides by the numbers in a tensor, so another input may take another branch")
+        return bool(obj.value)  # type: ignore[attr-defined]
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        value = obj.value  # type: ignore[attr-defined]
+        if isinstance(value, Tensor):
+            raise _NotTraceable("loops over a tensor, which would fix its size")
+        return iter([obj[i] for i in range(len(value))])
+
+    def keys(self, obj: Proxy) -> Any:
+        return obj.value.keys()  # type: ignore[attr-defined]
+
+
+def _values(structure: Any) -> Any:
+    return map_aggregate(structure, lambda item: item.value if isinstance(item, ValueProxy) else item)  # type: ignore[arg-type]
+
+
+def _attribute(root: Any, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """No gradients, and the global random state restored on exit."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Graph]:
+    """Record one forward pass of a copy of `model`, with the control flow of training.
+
+    Returns:
+        An untouched deep copy of `model` that holds whatever the graph refers to, and the graph. Each node carries
+        `meta["scope"]` (path of the module whose code made the call), `meta["type"]` and, for tensors, `meta["shape"]`.
+
+    Raises:
+        UnsupportedNetwork: if the network fails on the example, or does something that a graph cannot express; the
+            message names module, line and a way out.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedNetwork("the network is a TorchScript module, which hides its call sites; pass the original.")
+    try:
+        pristine, scratch = copy.deepcopy(model), copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedNetwork(f"the network cannot be copied (copy.deepcopy: {error}); it must be, to be left alone.") from error
+    for module in scratch.modules():
+        module.training = True
+    tracer = _ValueTracer(tuple(x.clone() for x in inputs))
+    with undisturbed(inputs[0].device):
+        try:
+            graph = tracer.trace(scratch)
+        except Exception as error:
+            raise UnsupportedNetwork(_explain(tracer, error)) from error
+    for node in graph.find_nodes(op="get_attr"):
+        if "." not in node.target and not hasattr(pristine, node.target):  # a constant that tracing lifted out
+            setattr(pristine, node.target, getattr(scratch, node.target))
+    return pristine, graph
+
+
+def _explain(tracer: _ValueTracer, error: Exception) -> str:
+    """One sentence: in which module and line the trace stopped, why, and what to do."""
+    module = f"module {tracer.failed_in!r}" if tracer.failed_in else "the network itself"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "/torch/" not in frame.filename and "<eval_with_key>" not in frame.filename
+    ]
+    line = f", {frames[-1].filename.rsplit('/', 1)[-1]} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    if isinstance(error, _NotTraceable):
+        return (
+            f"in {module}{line}: the forward pass {error}; keep such a decision out of the network, or linearize the "
+            "parts before and after it separately."
+        )
+    return (
+        f"in {module}{line}: the forward pass stopped with {type(error).__name__}: {error}. If the network runs on this "
+        "example by itself, the call cannot be recorded: linearize the parts around it separately; otherwise "
+        "mend the example input."
+    )
