@@ -77,14 +77,17 @@ def parameters(source: Path) -> dict[str, Any]:
         raise SpecError(f"{source.name}: found {len(cells)} cells tagged 'parameters', expected exactly one")
     found: dict[str, Any] = {}
     for statement in ast.parse("".join(cells[0]["source"])).body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target: ast.expr | None = statement.targets[0]
+        else:
+            target = statement.target if isinstance(statement, ast.AnnAssign) else None
         value = getattr(statement, "value", None)
-        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or not isinstance(value, ast.expr):
+        if not isinstance(target, ast.Name) or value is None:
             raise SpecError(
                 f"{source.name}: {ast.unparse(statement)!r} among the parameters, expected `name = literal`"
             )
         try:
-            found[targets[0].id] = ast.literal_eval(value)
+            found[target.id] = ast.literal_eval(value)
         except ValueError:
             raise SpecError(f"{source.name}: {ast.unparse(statement)!r} among the parameters is no literal") from None
     return found
@@ -266,8 +269,8 @@ def _configuration() -> str:
     if url:
         if not re.fullmatch(r"https://(github\.com|gitlab\.com|bitbucket\.org)/[\w.-]+/[\w./-]+", url):
             raise SpecError(
-                f"NLADV_REPOSITORY_URL is {url!r}, expected https://github.com/OWNER/NAME (or gitlab.com, bitbucket.org);"
-                " correct it, or unset it for a book without launch, edit and issue buttons"
+                f"NLADV_REPOSITORY_URL is {url!r}, expected https://github.com/OWNER/NAME (or gitlab.com,"
+                " bitbucket.org); correct it, or unset it for a book without launch, edit and issue buttons"
             )
         branch = os.environ.get("NLADV_REPOSITORY_BRANCH", "").strip() or "main"
         found["repository"] = {"url": url, "branch": branch, "path_to_book": ""}

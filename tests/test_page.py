@@ -1,0 +1,266 @@
+"""The rendered book in a real browser: offline, without errors, legible on a telephone and in the dark."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from nladv_core import book
+from nladv_core.errors import SpecError
+
+ROOT = Path(__file__).parents[1]
+NAMES = [page.relative_to(ROOT).with_suffix("").as_posix() for page in book.pages()]
+EACH = pytest.mark.parametrize("name", NAMES)
+# One worker builds the book, opens the browser and looks at every page.
+pytestmark = pytest.mark.xdist_group("page")
+
+
+@pytest.fixture(scope="session")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book at `smoke`, executed and rendered once."""
+    return book.build("smoke", tmp_path_factory.mktemp("book")).parent
+
+
+@pytest.fixture(scope="session")
+def address(html: Path) -> Iterator[str]:
+    """The book on a local port, as a site would serve it."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(html))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        message = f"no browser: none of {', '.join(names)} is on the PATH"
+        if os.environ.get("CI"):
+            pytest.fail(f"{message}; .ci/run installs one")
+        pytest.skip(f"{message}; install Chromium to test the pages")
+    quiet = ["background-networking", "component-update", "sync", "default-apps", "extensions", "gpu"]
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page that has finished loading, and what happened meanwhile."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator:
+    """A function that opens `/path` at a width and a colour scheme; requests to other places are noted and refused."""
+    contexts = []
+
+    def open_page(path: str, width: int = 1280, scheme: str = "light") -> Visit:
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+        contexts.append(context)
+        visited = Visit(context.new_page())
+
+        def refuse(route) -> None:
+            visited.outside.append(route.request.url)
+            route.abort()
+
+        context.route(lambda url: not url.startswith((f"{address}/", "data:", "blob:")), refuse)
+        page = visited.page
+        page.on("console", lambda m: visited.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: visited.complaints.append(str(error)))
+        page.on("requestfailed", lambda request: visited.complaints.append(f"failed: {request.url}"))
+        page.on("response", lambda r: visited.complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.goto(f"{address}/{path}", wait_until="networkidle")
+        # Formulas are set after loading; scroll once through the page for whatever loads late.
+        page.evaluate("() => window.MathJax && MathJax.startup ? MathJax.startup.promise : null")
+        page.evaluate("() => window.scrollTo(0, document.body.scrollHeight)")
+        page.wait_for_load_state("networkidle")
+        return visited
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@EACH
+def test_loads_without_complaint_or_request_outside(visit, name: str) -> None:
+    visited = visit(f"{name}.html")
+    assert not visited.outside
+    assert not visited.complaints
+    assert visited.page.locator("article h1").count() == 1
+
+
+@EACH
+def test_images_load_and_say_what_they_show(visit, name: str) -> None:
+    page = visit(f"{name}.html").page
+    script = "all => all.map(i => [i.complete && i.naturalWidth > 0, i.getAttribute('alt'), i.src])"
+    images = page.eval_on_selector_all("article img", script)
+    if (ROOT / f"{name}.ipynb").exists():
+        assert images or page.locator("article svg").count()
+    for loaded, alt, source in images:
+        assert loaded, source
+        # Sphinx writes the file's name where nothing better is given.
+        assert alt and alt.strip() and not re.search(r"\.(png|svg|jpe?g|webp|gif)$", alt), (alt, source)
+
+
+@EACH
+def test_formulas_are_set(visit, name: str) -> None:
+    page = visit(f"{name}.html").page
+    raw = page.locator("article .math").count()
+    assert page.locator("article .math mjx-container").count() >= raw
+    assert page.locator("article mjx-merror, article [data-mjx-error]").count() == 0
+    if (ROOT / f"{name}.ipynb").exists():
+        assert raw > 0
+
+
+@EACH
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_page_scrolls_sideways(visit, name: str, width: int) -> None:
+    page = visit(f"{name}.html", width).page
+    script = "() => [document.scrollingElement.scrollWidth, window.innerWidth]"
+    inner, outer = page.evaluate(script)
+    # Whatever reaches beyond the page without a scrolling box of its own, to name it in the message.
+    culprits = page.evaluate(
+        """() => [...document.querySelectorAll('article *')].filter(e => {
+            if (e.getBoundingClientRect().right <= window.innerWidth + 1) return false;
+            for (let p = e.parentElement; p && p.tagName !== 'ARTICLE'; p = p.parentElement)
+                if (['auto', 'scroll', 'hidden', 'clip'].includes(getComputedStyle(p).overflowX)) return false;
+            return !['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && !e.closest('mjx-assistive-mml');
+        }).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert inner <= outer
+    assert not culprits
+
+
+@EACH
+def test_dark_scheme_can_be_chosen_and_is_legible(visit, name: str) -> None:
+    page = visit(f"{name}.html").page
+    for _ in range(3):  # the button goes round: automatic, light, dark
+        if page.locator("html[data-theme=dark]").count():
+            break
+        page.locator("button.theme-switch-button:visible").first.click()
+    assert page.locator("html[data-theme=dark]").count() == 1
+    # The weakest contrast (WCAG's ratio) of a visible text against what lies behind it.
+    weakest = page.evaluate(CONTRAST)
+    assert weakest["ratio"] >= 4.0, weakest
+
+
+def test_dark_scheme_follows_the_system(visit) -> None:
+    page = visit(f"{NAMES[0]}.html", scheme="dark").page
+    assert page.locator("html[data-theme=dark]").count() == 1
+
+
+def test_first_address_leads_to_the_book(visit, address: str) -> None:
+    page = visit("").page
+    page.wait_for_url(f"{address}/{NAMES[0]}.html")
+
+
+def test_search_finds_a_word(visit) -> None:
+    page = visit("search.html?q=linearization").page
+    page.wait_for_selector("#search-results li")
+
+
+def test_no_file_of_the_book_loads_from_outside(html: Path) -> None:
+    loads = re.compile(r"<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=[\"'](?:https?:)?//[^\"']+")
+    for page in html.rglob("*.html"):
+        assert not loads.findall(page.read_text()), page.name
+
+
+def test_links_inside_the_book_lead_somewhere(html: Path) -> None:
+    for name in NAMES:
+        page = html / f"{name}.html"
+        for target in re.findall(r"<a\b[^>]*?\bhref=\"([^\"#:?]+)(?:#[^\"]*)?\"", page.read_text()):
+            assert (page.parent / target).exists(), f"{name}: {target}"
+
+
+class TestBuild:
+    """What `build` does and refuses, beside the pages themselves."""
+
+    def test_nothing_changed_means_nothing_done(self, html: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = (html / "index.html").stat().st_mtime_ns
+        assert book.build("smoke", html.parent) == html / "index.html"
+        assert (html / "index.html").stat().st_mtime_ns == before
+        assert capsys.readouterr().out == "book: nothing has changed\n"
+
+    def test_leaves_no_scaffolding(self, html: Path) -> None:
+        assert {path.name for path in html.parent.iterdir()} - {".lock"} == {"html", "notebooks"}
+        assert not [path for path in html.parent.glob("notebooks/*") if path.name.startswith(".")]
+
+    def test_a_warning_stops_the_build_and_keeps_the_old_pages(
+        self, html: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "build"
+        shutil.copytree(html.parent / "notebooks", folder / "notebooks")
+        (folder / "html").mkdir()
+        (folder / "html" / "index.html").write_text("old")
+        configuration = book._configuration()
+        broken = configuration.replace("bibtex_bibfiles:", "no_such_setting: 1\n    bibtex_bibfiles:")
+        assert broken != configuration
+        monkeypatch.setattr(book, "_configuration", lambda: broken)
+        with pytest.raises(book.BuildError, match="the previous pages are still there"):
+            book.build("smoke", folder)
+        assert "no_such_setting" in capfd.readouterr().err
+        assert (folder / "html" / "index.html").read_text() == "old"
+
+    def test_buttons_only_with_an_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = yaml.safe_load(book._configuration())
+        assert plain["repository"]["url"] == "" and not plain["launch_buttons"]["binderhub_url"]
+        assert not any(plain["html"][f"use_{kind}_button"] for kind in ("repository", "edit_page", "issues"))
+        monkeypatch.setenv("NLADV_REPOSITORY_URL", "https://github.com/someone/somewhere/")
+        found = yaml.safe_load(book._configuration())
+        assert found["repository"]["url"] == "https://github.com/someone/somewhere"
+        assert found["launch_buttons"]["binderhub_url"]
+        assert all(found["html"][f"use_{kind}_button"] for kind in ("repository", "edit_page", "issues"))
+
+    @pytest.mark.parametrize(
+        "url", ["github.com/a/b", "http://github.com/a/b", "https://github.com/a", "https://x.org/a/b"]
+    )
+    def test_refuses_an_address_it_cannot_use(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+        monkeypatch.setenv("NLADV_REPOSITORY_URL", url)
+        with pytest.raises(SpecError, match="expected https://github.com/OWNER/NAME"):
+            book._configuration()
+
+
+CONTRAST = """() => {
+  const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+  const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = c => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c[3] > 0.5) return c;
+    }
+    return [255, 255, 255, 1];
+  };
+  let weakest = {ratio: 99, text: ''};
+  for (const e of document.querySelectorAll('article *')) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    const seen = e.checkVisibility({opacityProperty: true, visibilityProperty: true});
+    if (!own || !seen || e.closest('svg, a.headerlink, button')) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < weakest.ratio) weakest = {ratio, text: e.textContent.slice(0, 60), html: e.outerHTML.slice(0, 120)};
+  }
+  return weakest;
+}"""
