@@ -152,17 +152,20 @@ class ResNet(nn.Module):
         if version == 1:
             self.bn1 = nn.BatchNorm2d(planes)
             self.relu1 = nn.ReLU()
-        widths = [planes, planes, 2 * planes, 4 * planes]
         block = BlockV1 if version == 1 else BlockV2
-        for stage in (1, 2, 3):
-            stack = [block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2, residual, shortcut)]
-            stack += [block(widths[stage], widths[stage], 1, residual, shortcut) for _ in range(blocks - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(*stack))
+
+        def stage(planes_in: int, planes: int, stride: int) -> nn.Sequential:
+            first = block(planes_in, planes, stride, residual, shortcut)
+            return nn.Sequential(first, *(block(planes, planes, 1, residual, shortcut) for _ in range(blocks - 1)))
+
+        self.layer1 = stage(planes, planes, 1)
+        self.layer2 = stage(planes, 2 * planes, 2)
+        self.layer3 = stage(2 * planes, 4 * planes, 2)
         if version == 2:
-            self.bn = nn.BatchNorm2d(widths[3])
+            self.bn = nn.BatchNorm2d(4 * planes)
             self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(widths[3], classes)
+        self.linear = nn.Linear(4 * planes, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
