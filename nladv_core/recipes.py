@@ -124,4 +124,3 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "reduced-linearize": _sgd(12, (6, 10), 0.05, 128),
     }
 )
-

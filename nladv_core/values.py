@@ -1,4 +1,4 @@
-"""Frozen dataclasses as values: fields coerced to their declared types, only what differs from the defaults written down.
+"""Frozen dataclasses as values: fields of the declared types, only what differs from the defaults written down.
 
 Two specifications that mean the same must be equal and hash to the same key, whether a caller wrote `1`, `1.0` or
 `numpy.float64(1)`; a notebook parameter of the wrong type must be refused before anything is computed with it.
@@ -63,8 +63,10 @@ def coerce(value: Any, hint: Any) -> Any:
     elif hint is bool and isinstance(value, bool):
         return value
     elif hint is int and isinstance(value, Real) and not isinstance(value, bool):
-        if isinstance(value, Integral) or float(value).is_integer():
+        if isinstance(value, Integral):
             return int(value)
+        if float(value).is_integer():
+            return int(float(value))
     elif hint is float and isinstance(value, Real) and not isinstance(value, bool):
         if math.isfinite(value):
             return float(value) + 0.0  # -0.0 becomes 0.0
@@ -82,7 +84,7 @@ def canonical(instance: Any, what: str = "") -> None:
         SpecError: a field of the wrong type, named with what was found and what was expected.
     """
     what = what or type(instance).__name__.lower()
-    for name, hint in hints(type(instance)).items():
+    for name, hint in hints(instance.__class__).items():
         value = getattr(instance, name)
         try:
             object.__setattr__(instance, name, coerce(value, hint))

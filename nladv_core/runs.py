@@ -1,0 +1,373 @@
+"""Compute runs: what is missing, parents first, in parallel over the cores; each result is stored once it is there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nladv_core import datasets, paths, training
+from nladv_core.errors import NladvError, RecordError, SpecError
+from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
+from nladv_core.specs import RunSpec
+from nladv_core.store import Record, RecordWarning, Store, code_version, untrained, with_slopes
+from nladv_core.workers import Pool, serve
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Record", "RecordWarning", "RunFailed", "RunSpec", "Store", "compute", "pick_device", "run"]
+
+
+def compute(
+    spec: RunSpec,
+    store: Store,
+    *,
+    device: str = "auto",
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Record:
+    """Train one run and store it; its parent must be in the store. One CPU thread, so that equal specs end equal.
+
+    Raises:
+        SpecError, DataError: what the data set or the loop refuses.
+        RecordError: the parent is missing or damaged.
+        TrainingDiverged: the loss left the finite numbers.
+    """
+    began = time.perf_counter()
+    where = pick_device(device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        data = _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test)
+        shape = tuple(data.train_images.shape[1:])
+        net, parent = _initial(spec, store, data)
+        history = []
+        for row in training.fit(
+            net,
+            data,
+            spec.recipe,
+            seed=spec.seed,
+            omega=spec.omega,
+            p=spec.p,
+            goal=spec.goal,
+            start=spec.start,
+            pull_back=spec.pull_back,
+            margin=spec.margin,
+            precision=spec.precision,
+            device=where,
+        ):
+            history.append(row)
+            if on_epoch is not None:
+                on_epoch(row)
+        final = history[-1]
+        net.cpu()
+        measured = net if spec.linearized else with_slopes(net, spec, shape)
+        counts = active_counts(measured)
+        metrics = {name: final[name] for name in ("test_accuracy", "train_accuracy", "train_loss", "active_fraction")}
+        metrics |= {
+            "napl": paths.path_length(measured, shape).mean,
+            "apl": paths.path_length(measured, shape, normalized=False).mean,
+            "enw": effective_width(measured),
+        }
+    finally:
+        torch.set_num_threads(threads)
+    record = Record(
+        key=spec.key(),
+        spec=spec,
+        metrics=metrics,
+        history=history,
+        units=[{"name": name, "channels": c, "active": active} for name, (active, c) in counts.items()],
+        wall_s=round(time.perf_counter() - began, 3),
+        device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        code=code_version(),
+        data={
+            "checksum": data.checksum,
+            "description": data.description,
+            "complete": data.complete,
+            "classes": len(data.classes),
+            "shape": list(shape),
+        },
+        parent=parent,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return store.save(record, net)
+
+
+def pick_device(device: str) -> torch.device:
+    """`"auto"` is the GPU where there is one, else the CPU; anything else is torch's name of a device.
+
+    Raises:
+        SpecError: a device that is unknown or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        raise SpecError(f"device is {device!r}, which is not available here; use 'auto', 'cpu' or 'cuda'") from None
+    return chosen
+
+
+@lru_cache(maxsize=2)
+def _load(
+    name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None
+) -> datasets.ImageData:
+    return datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
+
+
+def _initial(spec: RunSpec, store: Store, data: datasets.ImageData) -> tuple[nn.Module, dict[str, str] | None]:
+    """The network that a run begins with, and which weights or masks it took from its parent."""
+    net: nn.Module = untrained(spec, len(data.classes))
+    parent = spec.parent
+    if parent is not None and spec.masks == "none" and not parent.linearized:
+        net.load_state_dict(store.weights(parent))
+    if spec.linearized:
+        net = with_slopes(net, spec, data.train_images.shape[1:])
+    if parent is None:
+        return net, None
+    if spec.masks != "none":
+        taken_over = store.masks(parent)
+        if spec.masks != "exact":
+            generator = torch.Generator().manual_seed(training.stream(spec.seed, "masks"))
+            scope: Any = spec.masks
+            taken_over = permute_masks(taken_over, scope, generator)
+        apply_masks_(net, taken_over)
+    elif parent.linearized:
+        net.load_state_dict(store.weights(parent))
+    taken = store.record(parent).files["weights" if spec.masks == "none" else "masks"]["sha256"]
+    return net, {"key": parent.key(), "sha256": taken}
+
+
+# ------------------------------------------------------------------------------------------- many runs at once
+
+
+class RunFailed(NladvError, RuntimeError):
+    """One or more runs could not be finished; the others are stored."""
+
+
+def run(
+    specs: Iterable[RunSpec],
+    store: Store | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    device: str = "auto",
+    refresh: bool = False,
+) -> pd.DataFrame:
+    """Compute what is missing, parents first and each once, and return one row per run (`Store.frame`).
+
+    Args:
+        specs: the runs that are wanted; parents are added as they are needed.
+        store: where records are; default `Store()`.
+        workers: processes, each with one torch thread; default one per core, and none for work of a few seconds. A
+            killed, interrupted or failed call loses only the runs under way.
+        progress: a bar over epochs on standard error, in a terminal or a notebook that somebody looks at
+            (`NLADV_PROGRESS=0` switches it off).
+        device: "auto", "cpu", "cuda", ...
+        refresh: also recompute runs in the store's own folder that other sources than today's computed.
+
+    Raises:
+        SpecError: the device is not there, or fewer than one worker.
+        RunFailed: runs that failed, each named with the reason; all others were finished first.
+    """
+    store, specs = store or Store(), list(specs)
+    if workers is not None and workers < 1:
+        raise SpecError(f"workers is {workers}, expected at least 1")
+    where = pick_device(device)
+    todo = _missing(specs, store, refresh)
+    if todo:
+        if workers is None:
+            few = where.type == "cpu" and sum(map(_seconds, todo.values())) < 6
+            workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
+        schedule = _Schedule(todo, progress)
+        job = {"folder": str(store.folder), "also": list(map(str, store.also)), "device": device, "refresh": refresh}
+        with schedule.bar:
+            if min(workers, len(todo)) == 1:
+                while (spec := schedule.next()) is not None:
+                    _handle({**job, "spec": spec.to_json()}, schedule.report)
+            else:
+                _in_processes(schedule, job, min(workers, len(todo)))
+        schedule.raise_failures()
+    return store.frame(specs)
+
+
+def _missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
+    """What has to be computed: wanted runs without a usable record, and those parents of theirs that lack weights."""
+    todo: dict[str, RunSpec] = {}
+    waiting = [(spec, False) for spec in specs]
+    while waiting:
+        spec, weights = waiting.pop()
+        if spec.key() not in todo and not _usable(spec, store, refresh, weights):
+            todo[spec.key()] = spec
+            if spec.parent is not None:
+                waiting.append((spec.parent, True))
+    return todo
+
+
+def _usable(spec: RunSpec, store: Store, refresh: bool, weights: bool = False) -> bool:
+    state = store.state(spec)
+    if state == "done" and weights:
+        try:
+            store.weights(spec)
+        except RecordError:
+            return False
+    return state == "done" or (state == "older code" and not refresh)
+
+
+def _seconds(spec: RunSpec) -> float:
+    """Rough time of a run on one core, measured for small networks: to order runs by, never to promise."""
+    images = spec.train or 50_000
+    depth = int("".join(filter(str.isdigit, spec.net.removesuffix("v1"))))
+    return 9e-8 * spec.recipe.epochs * images * (spec.size or 32) ** 2 * depth * (spec.width + 0.5)
+
+
+class _Schedule:
+    """Which run comes next, what has been reported, and the bar."""
+
+    def __init__(self, todo: Mapping[str, RunSpec], progress: bool) -> None:
+        self.waiting = dict(todo)
+        self.unfinished = set(todo)
+        self.failed: dict[str, tuple[RunSpec, str]] = {}
+        self.total = len(todo)
+        # A run is worth its own time and that of the longest chain of runs that wait for it.
+        worth = {key: _seconds(spec) for key, spec in todo.items()}
+        for spec in todo.values():
+            behind = 0.0
+            while spec.key() in todo:
+                behind += _seconds(spec)
+                worth[spec.key()] = max(worth[spec.key()], behind)
+                if spec.parent is None:
+                    break
+                spec = spec.parent
+        self.worth = worth
+        self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
+
+    def next(self) -> RunSpec | None:
+        """The most urgent run whose parent is done; None if there is none at the moment."""
+        for key, spec in list(self.waiting.items()):
+            parent = spec.parent.key() if spec.parent else ""
+            if parent in self.failed:
+                self.fail(spec, f"its parent run {parent} failed")
+                del self.waiting[key]
+                return self.next()
+        ready = [k for k, s in self.waiting.items() if s.parent is None or s.parent.key() not in self.unfinished]
+        return self.waiting.pop(max(ready, key=self.worth.__getitem__)) if ready else None
+
+    def report(self, message: dict[str, Any]) -> None:
+        """Take in what a run reports: an epoch, its end, or its failure."""
+        spec = RunSpec.from_json(message["spec"])
+        if message["event"] == "epoch":
+            self.bar.update(1)
+        elif message["event"] == "done":
+            self.unfinished.discard(spec.key())
+            self.bar.set_postfix_str(f"{self.total - len(self.unfinished)} of {self.total} runs")
+        else:
+            self.fail(spec, message["reason"])
+
+    def fail(self, spec: RunSpec, reason: str) -> None:
+        """Note a failure; runs that wait for this one fail with it."""
+        self.unfinished.discard(spec.key())
+        self.failed[spec.key()] = (spec, reason)
+
+    def raise_failures(self) -> None:
+        """One error for all runs that failed, the first ones in full."""
+        if self.failed:
+            told = "; ".join(f"run {spec} failed: {reason}" for spec, reason in list(self.failed.values())[:3])
+            more = f"; and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
+            kept = self.total - len(self.failed)
+            raise RunFailed(f"{told}{more} ({kept} of {self.total} missing runs were finished and are kept)")
+
+
+def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> None:
+    """Hand out runs to worker processes until none is left that can be computed."""
+    busy: dict[int, RunSpec] = {}
+    with Pool(count, __name__, "_serve") as pool:
+        idle = set(range(count))
+        while True:
+            while idle and (spec := schedule.next()) is not None:
+                number = idle.pop()
+                busy[number] = spec
+                pool.give(number, {**job, "spec": spec.to_json()})
+            if not busy:
+                break
+            number, message = pool.events.get()
+            if message is None:
+                idle.discard(number)
+                code = pool.processes[number].returncode
+                if number in busy:
+                    how = f"signal {-code}" if code < 0 else f"status {code}"
+                    schedule.fail(busy.pop(number), f"its worker process ended with {how}; run it again")
+                continue
+            schedule.report(message)
+            if message["event"] != "epoch":
+                del busy[number]
+                idle.add(number)
+    for spec in schedule.waiting.values():
+        schedule.fail(spec, "no worker process was left")
+
+
+def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    """Compute one run unless another process has done so meanwhile, and report on it."""
+    spec = RunSpec.from_json(job["spec"])
+    store = Store(job["folder"], job["also"])
+
+    def say(event: str, **more: Any) -> None:
+        report({"event": event, "spec": job["spec"], **more})
+
+    try:
+        with store.lock(spec):
+            if not _usable(spec, store, job["refresh"]):
+                if store.state(spec) == "damaged":
+                    names = ", ".join(path.name for path in store.set_aside(spec))
+                    warnings.warn(f"run {spec} was damaged; set aside as {names}", RecordWarning, stacklevel=2)
+                compute(spec, store, device=job["device"], on_epoch=lambda row: say("epoch"))
+        say("done")
+    except NladvError as error:
+        say("failed", reason=str(error))
+    except BrokenPipeError:
+        raise
+    except Exception:
+        say("failed", reason=f"an error of ours, please report it:\n{traceback.format_exc()}")
+
+
+def _serve() -> None:
+    """A worker process's life."""
+    serve(_handle)
+
+
+class _NoBar:
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, n: int) -> None:
+        pass
+
+    def set_postfix_str(self, text: str) -> None:
+        pass
+
+
+def _bar(epochs: int, wanted: bool) -> Any:
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    if not wanted or not watched or os.environ.get("NLADV_PROGRESS", "") == "0":
+        return _NoBar()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(total=epochs, desc="training", unit="epoch", leave=False, mininterval=0.3)

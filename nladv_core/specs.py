@@ -1,0 +1,184 @@
+"""A run is a value: `RunSpec` says everything that decides the outcome, and its key names the result."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from nladv_core import datasets, nets, training, values
+from nladv_core.errors import SpecError
+from nladv_core.recipes import Recipe
+
+GRANULARITIES = ("channel", "layer", "pixel")
+MASKS = ("none", "exact", "layer", "global")
+# What `datasets.load` takes for digits when nothing is said, written out here so that a key says what it stands for.
+_DIGITS = {"size": 16, "difficulty": 0.5, "train": 6000, "test": 2000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything that decides the outcome of one run.
+
+    Attributes:
+        data, size, difficulty, train, test: arguments of `datasets.load`.
+        net, width, residual, shortcut: arguments of `nets.build`.
+        recipe: how long and how fast.
+        seed: of weights, shuffles, flips and mask permutations; >= 0.
+        parent: the run whose final weights this one starts from; with `masks` other than "none", the linearized run
+            whose masks it takes instead, on new weights (paper §4.1.1).
+        omega: strength of the regularizer, >= 0.
+        start: epoch of this run (from 0) at which slopes are switched on.
+        goal: share of units to make inactive, in (0, 1), or None for no goal.
+        pull_back: pull remaining active slopes back to 0 once the goal is reached.
+        granularity: one slope per "channel", "layer" or "pixel".
+        p, margin: exponent of the penalty; distance from 1 at which a slope locks.
+        masks: "none", or the parent's masks "exact", permuted within each "layer", or over the network ("global").
+        precision: "float32" or "bfloat16" (autocast).
+
+    Raises:
+        SpecError: a value of the wrong type, outside its range, or without any effect on the run it stands in.
+    """
+
+    data: str
+    net: str
+    recipe: Recipe
+    seed: int = 0
+    size: int | None = None
+    difficulty: float | None = None
+    train: int | None = None
+    test: int | None = None
+    width: float = 1.0
+    residual: bool = True
+    shortcut: str = "A"
+    parent: RunSpec | None = None
+    omega: float = 0.0
+    start: int = 0
+    goal: float | None = None
+    pull_back: bool = False
+    granularity: str = "channel"
+    p: float = 0.5
+    margin: float = 0.01
+    masks: str = "none"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        values.canonical(self, "run")
+        for name, known in (
+            ("data", datasets.DATASETS),
+            ("granularity", GRANULARITIES),
+            ("masks", MASKS),
+            ("precision", training.PRECISIONS),
+        ):
+            given = getattr(self, name)
+            if given not in known:
+                raise SpecError(
+                    f"run: {name} is {given!r}, expected one of {', '.join(known)}{values.nearest(given, known)}"
+                )
+        _check_net(self.net, self.width, self.residual, self.shortcut)
+        if self.data == "digits":
+            for name, usual in _DIGITS.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, usual)
+        elif self.size == 32:
+            object.__setattr__(self, "size", None)
+        self._check_ranges()
+        self._check_effect()
+        self._check_parent()
+
+    def _check_ranges(self) -> None:
+        if self.omega < 0:
+            raise SpecError(f"run: omega is {self.omega:g}, expected at least 0 (0 leaves the slopes unregularised)")
+        if self.goal is not None and not 0 < self.goal < 1:
+            raise SpecError(
+                f"run: goal is {self.goal:g}, expected a share of inactive units between 0 and 1 (both excluded), "
+                "or null for no goal"
+            )
+        if not self.p > 0 or not 0 < self.margin < 1:
+            raise SpecError(f"run: p is {self.p:g} and margin {self.margin:g}, expected p > 0 and margin in (0, 1)")
+        if self.seed < 0:
+            raise SpecError(f"run: seed is {self.seed}, expected at least 0")
+        if not 0 <= self.start < self.recipe.epochs:
+            raise SpecError(f"run: start is {self.start}, expected an epoch of it: 0 to {self.recipe.epochs - 1}")
+        if self.data == "digits":
+            sides_and_counts = (8 <= (self.size or 0) <= 128, (self.train or 0) > 0, (self.test or 0) > 0)
+            if not all(sides_and_counts) or not 0 <= (self.difficulty or 0) <= 1:
+                raise SpecError(
+                    f"run: digits with size {self.size}, difficulty {self.difficulty}, train {self.train}, test "
+                    f"{self.test}; expected 8 to 128 pixels, 0 to 1, and at least one image each"
+                )
+        elif self.size is not None or self.difficulty is not None:
+            raise SpecError(f"run: {self.data} has 32 pixels and one difficulty; leave size and difficulty out")
+
+    def _check_effect(self) -> None:
+        """Fields without effect must keep their defaults: otherwise two keys would name one result."""
+        idle: dict[str, str] = {}
+        if not self.linearized:
+            idle |= dict.fromkeys(("start", "granularity"), "nothing is linearized (no parent, omega 0, no masks)")
+        if self.omega == 0:
+            idle |= dict.fromkeys(("goal", "p", "margin", "pull_back"), "omega is 0")
+        elif self.goal is None:
+            idle |= {"pull_back": "there is no goal to reach"}
+        if not self.residual:
+            idle |= {"shortcut": "the network has no residual connections"}
+        defaults = {name: f.default for name, f in type(self).__dataclass_fields__.items()}
+        for name, reason in idle.items():
+            if getattr(self, name) != defaults[name]:
+                raise SpecError(f"run: {name} is {getattr(self, name)!r}, but {reason}; leave it out or change that")
+
+    def _check_parent(self) -> None:
+        parent = self.parent
+        if self.masks != "none":
+            if parent is None or not parent.linearized:
+                raise SpecError(f"run: masks {self.masks!r} come from a linearized parent run; give one")
+            if self.omega > 0:
+                raise SpecError("run: retraining with given masks is unregularised; set omega to 0 or masks to 'none'")
+        if parent is None:
+            return
+        shape = ("net", "width", "residual", "shortcut", *(("granularity",) if parent.linearized else ()))
+        for name in shape:
+            if getattr(self, name) != getattr(parent, name):
+                raise SpecError(
+                    f"run: {name} is {getattr(self, name)!r} but its parent's is {getattr(parent, name)!r}; "
+                    "they must agree"
+                )
+
+    @property
+    def linearized(self) -> bool:
+        """Whether the network has slopes: it starts from a parent, is regularised, or takes over masks."""
+        return self.parent is not None or self.omega > 0 or self.masks != "none"
+
+    def key(self) -> str:
+        """12 hex digits of the SHA-256 of the fields that differ from their defaults, the parent by its key."""
+        found = values.changed(self)
+        if self.parent is not None:
+            found["parent"] = self.parent.key()
+        return hashlib.sha256(values.text(found).encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, parent and recipe within, as JSON values."""
+        return values.changed(self)
+
+    @classmethod
+    def from_json(cls, found: Any) -> RunSpec:
+        """Inverse of `to_json`.
+
+        Raises:
+            SpecError: not an object, unknown or missing fields, or values that the constructor refuses.
+        """
+        return values.build(cls, found, "run")
+
+    def __str__(self) -> str:
+        what = f"{self.net} on {self.data}, seed {self.seed}"
+        if self.linearized:
+            what += f", {self.granularity}-wise, omega {self.omega:g}"
+        return f"{self.key()} ({what})"
+
+
+@lru_cache(maxsize=256)
+def _check_net(name: str, width: float, residual: bool, shortcut: str) -> None:
+    with torch.device("meta"):
+        nets.build(name, width=width, residual=residual, shortcut=shortcut)

@@ -1,0 +1,352 @@
+"""Finished runs on disk: one JSON record each, weights and masks as safetensors.
+
+A run is three files in one folder: `<key>.weights.safetensors`, `<key>.masks.safetensors` (linearized ones only) and
+`<key>.json`, written last: whoever sees the record sees the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nladv_core import nets, places, training
+from nladv_core.errors import RecordError, SpecError
+from nladv_core.linearize import Masks, linearize, masks
+from nladv_core.specs import RunSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The modules whose code decides a result: a record keeps a digest of them.
+_DECIDING = ("tracing", "linearize", "paths", "nets", "datasets", "training", "runs")
+
+
+class RecordWarning(UserWarning):
+    """A stored file was found damaged and left out or set aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is kept of a finished run.
+
+    Attributes:
+        key, spec: which run.
+        metrics: after the final epoch: test_accuracy, train_accuracy, train_loss, active_fraction, napl, apl, enw.
+        history: one row per epoch, as `training.fit` yields them; `active` follows the order of `units`.
+        units: name, channels and active channels of each unit group after the final epoch.
+        wall_s: seconds from data to metrics.
+        device, torch, python: where it ran.
+        code: package version, git commit (or null) and a digest of the source files that decide a result.
+        data: checksum, description, number of classes, and whether the whole official set was used.
+        parent: null, or the parent's key and the SHA-256 of the weights that were taken from it.
+        files: file name and SHA-256 of weights and masks.
+        created: UTC time, ISO 8601.
+    """
+
+    key: str
+    spec: RunSpec
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    units: list[dict[str, Any]]
+    wall_s: float
+    device: str
+    torch: str
+    python: str
+    code: dict[str, Any]
+    data: dict[str, Any]
+    parent: dict[str, str] | None
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    created: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, spec included in its short form."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"spec": self.spec.to_json()}
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """One record file.
+
+        Raises:
+            RecordError: unreadable, not JSON, fields missing, or a key that does not belong to its spec.
+        """
+        remedy = "delete it, then `nladv run` computes it again"
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+        except ValueError:
+            raise RecordError(f"{path}: found something that is not JSON, expected a run record; {remedy}") from None
+        if not isinstance(found, dict) or found.keys() != set(cls.__dataclass_fields__):
+            raise RecordError(f"{path}: found JSON without the fields of a run record; {remedy}")
+        kinds = {"metrics": dict, "history": list, "units": list, "code": dict, "data": dict, "files": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
+        if wrong:
+            raise RecordError(f"{path}: its {wrong[0]} is not a {kinds[wrong[0]].__name__}; {remedy}")
+        try:
+            spec = RunSpec.from_json(found["spec"])
+        except SpecError as error:
+            raise RecordError(f"{path}: its spec is not one of ours ({error}); {remedy}") from None
+        if not found["key"] == spec.key() == path.name.partition(".")[0]:
+            raise RecordError(
+                f"{path}: it says key {found['key']!r} but its spec has key {spec.key()}: a foreign or edited record; "
+                f"{remedy}"
+            )
+        return cls(**(found | {"spec": spec}))
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Package version, git commit (None outside a checkout) and a digest of the files that decide a result."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in _DECIDING:
+        digest.update((here / f"{name}.py").read_bytes())
+    root, commit = places.project_root(), None
+    if (root / ".git").exists():
+        try:
+            command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+            commit = done.stdout.strip() or None if done.returncode == 0 else None
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # no git here: the digest of the sources still says which code it was
+    from nladv_core import __version__
+
+    return {"version": __version__, "commit": commit, "source": digest.hexdigest()[:12]}
+
+
+def untrained(spec: RunSpec, classes: int) -> nn.Module:
+    """The network that `spec` names, with the weights its seed decides; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.stream(spec.seed, "weights"))
+        return nets.build(spec.net, classes=classes, width=spec.width, residual=spec.residual, shortcut=spec.shortcut)
+
+
+def with_slopes(net: nn.Module, spec: RunSpec, shape: Sequence[int]) -> nn.Module:
+    """`net` linearized as `spec` says; `shape` is that of an image, [C, H, W]."""
+    granularity: Any = spec.granularity  # checked by RunSpec; the parameter is a Literal
+    return linearize(net, tuple(shape), granularity=granularity)
+
+
+class Store:
+    """Finished runs in a folder, and in others beside it that are only read.
+
+    Args:
+        folder: where runs are written; default `$NLADV_STORE`, else `data/cache/runs` of the project.
+        also: folders to read from besides, in this order; default those under `data/results` of the project. Their
+            records may come without weights, and never go stale.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, also: Sequence[str | Path] | None = None) -> None:
+        chosen = folder or os.environ.get("NLADV_STORE", "").strip() or places.cache_dir() / "runs"
+        self.folder = Path(chosen).expanduser().absolute()
+        if also is None:
+            results = places.project_root() / "data" / "results"
+            also = sorted(found for found in results.glob("*") if found.is_dir())
+        self.also = tuple(Path(other).absolute() for other in also)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.folder)!r})"
+
+    # -- reading
+
+    def _find(self, key: str) -> Path | None:
+        for folder in (self.folder, *self.also):
+            path = folder / f"{key}.json"
+            if path.is_file():
+                return path
+        return None
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all records, damaged ones included, each once."""
+        seen: set[str] = set()
+        for folder in (self.folder, *self.also):
+            if folder.is_dir():
+                names = (entry.name for entry in os.scandir(folder) if entry.name.endswith(".json"))
+                fresh = {name.removesuffix(".json") for name in names} - seen
+                seen |= fresh
+                yield from sorted(fresh)
+
+    def record(self, run: RunSpec | str) -> Record:
+        """The record of a run, given by spec or key.
+
+        Raises:
+            RecordError: missing or damaged, or its weights are gone.
+        """
+        key = run if isinstance(run, str) else run.key()
+        path = self._find(key)
+        if path is None:
+            raise RecordError(f"no record of run {run} in {self.folder}; compute it with `nladv run`")
+        record = Record.read(path)
+        if path.parent == self.folder:
+            for file in record.files.values():
+                if not (path.parent / _inside(file["name"])).is_file():
+                    raise RecordError(
+                        f"{path}: its file {file['name']} is missing; delete the record, then "
+                        "`nladv run` computes it again"
+                    )
+        return record
+
+    def state(self, run: RunSpec) -> str:
+        """`"done"`, `"older code"` (done by other sources than today's), `"damaged"` or `"missing"`."""
+        path = self._find(run.key())
+        if path is None:
+            return "missing"
+        try:
+            record = self.record(run)
+        except RecordError:
+            return "damaged"
+        if path.parent == self.folder and record.code.get("source") != code_version()["source"]:
+            return "older code"
+        return "done"
+
+    def records(self, runs: Iterable[RunSpec | str] | None = None) -> list[Record]:
+        """The records there are, of `runs` or of all; damaged ones are left out with a `RecordWarning`."""
+        found = []
+        for run in self.keys() if runs is None else runs:
+            if self._find(run if isinstance(run, str) else run.key()) is None:
+                continue
+            try:
+                found.append(self.record(run))
+            except RecordError as error:
+                warnings.warn(f"left out: {error}", RecordWarning, stacklevel=2)
+        return found
+
+    def frame(self, runs: Iterable[RunSpec | str] | None = None) -> pd.DataFrame:
+        """One row a finished run: what was run, and its final-epoch metrics. Missing runs have no row.
+
+        Columns: key, parent (key or None), data, net, width, residual, shortcut, seed, epochs, linearized, granularity,
+        omega, goal, start, masks, precision; test_accuracy, train_accuracy (shares), train_loss, active_fraction, napl,
+        apl, enw; wall_s, device, torch, code (digest), created.
+        """
+        import pandas as pd
+
+        copied = "data net width residual shortcut seed granularity omega goal start masks precision linearized"
+        rows = []
+        for record in self.records(runs):
+            spec = record.spec
+            row: dict[str, Any] = {"key": record.key, "parent": spec.parent.key() if spec.parent else None}
+            row |= {name: getattr(spec, name) for name in copied.split()}
+            row |= {"epochs": spec.recipe.epochs} | record.metrics
+            row |= {"wall_s": record.wall_s, "device": record.device, "torch": record.torch, "created": record.created}
+            rows.append(row | {"code": record.code.get("source"), "data_checksum": record.data.get("checksum")})
+        return pd.DataFrame(rows)
+
+    def _tensors(self, run: RunSpec | str, what: str) -> dict[str, Tensor]:
+        from safetensors.torch import load
+
+        record = self.record(run)
+        path = self._find(record.key)
+        file = record.files.get(what)
+        if file is None or path is None:
+            raise RecordError(f"run {record.spec} has no {what}")
+        where = path.parent / _inside(file["name"])
+        try:
+            content = where.read_bytes()
+        except OSError:
+            raise RecordError(f"{where}: missing, but the record of run {record.key} names it; run it again") from None
+        if hashlib.sha256(content).hexdigest() != file["sha256"]:
+            raise RecordError(
+                f"{where}: its checksum is not the record's: damaged or replaced; delete it and {path.name}, then "
+                "`nladv run` computes them again"
+            )
+        return load(content)
+
+    def weights(self, run: RunSpec | str) -> dict[str, Tensor]:
+        """Final weights, slopes and masks as a state dict on the CPU; checksum verified.
+
+        Raises:
+            RecordError: missing or damaged.
+        """
+        return self._tensors(run, "weights")
+
+    def masks(self, run: RunSpec | str) -> Masks:
+        """Final masks of a linearized run (True = active), checksum verified.
+
+        Raises:
+            RecordError: missing or damaged, or the run was not linearized.
+        """
+        return self._tensors(run, "masks")
+
+    def network(self, run: RunSpec | str) -> nn.Module:
+        """The trained network of a finished run, with its slopes and masks, on the CPU in eval mode.
+
+        Raises:
+            RecordError: missing or damaged.
+        """
+        record = self.record(run)
+        spec = record.spec
+        net: nn.Module = untrained(spec, record.data["classes"])
+        if spec.linearized:
+            net = with_slopes(net, spec, record.data["shape"])
+        net.load_state_dict(self.weights(record.key))
+        return net.eval()
+
+    # -- writing
+
+    def lock(self, run: RunSpec) -> AbstractContextManager[Any]:
+        """Held while a run is computed, so that no two processes train it at once; a dead holder lets go."""
+        from filelock import FileLock
+
+        folder = self.folder / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{run.key()}.lock")
+
+    def save(self, record: Record, net: nn.Module) -> Record:
+        """Write weights, masks and, last, the record: complete files or none; returns it with its files named."""
+        from safetensors.torch import save
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(f"{record.key}.*.tmp"):
+            left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+        contents = {"weights": save(state)}
+        if record.spec.linearized:
+            active = {name: mask.cpu().contiguous() for name, mask in masks(net).items()}
+            contents["masks"] = save(active, {"content": "nladv masks, True = active"})
+        files = {}
+        for what, content in contents.items():
+            name = f"{record.key}.{what}.safetensors"
+            _write(self.folder / name, content)
+            files[what] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
+        record = Record(**(record.__dict__ | {"files": files}))
+        text = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
+        _write(self.folder / f"{record.key}.json", text.encode())
+        return record
+
+    def set_aside(self, run: RunSpec) -> list[Path]:
+        """Rename a damaged run's files in the live folder to `<name>.damaged`, so that nothing is lost."""
+        moved = []
+        for path in sorted(self.folder.glob(f"{run.key()}.*")):
+            if path.suffix in (".json", ".safetensors"):
+                target = path.with_name(f"{path.name}.damaged")
+                os.replace(path, target)
+                moved.append(target)
+        return moved
+
+
+def _inside(name: str) -> str:
+    """A file name from a record, refused if it would lead out of the record's folder."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise RecordError(f"a record names the file {name!r}, expected a plain name; delete the record")
+    return name
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

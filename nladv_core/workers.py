@@ -1,0 +1,95 @@
+"""A few worker processes that stay alive from job to job, and talk in lines of JSON over pipes.
+
+Importing torch takes seconds, so workers are reused. They are plain `python -c` processes rather than `multiprocessing`
+ones because those import the caller's main module again: that fails in a notebook and in a script without a guard.
+A worker ends by itself when its caller is gone: its next line then meets a closed pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class Pool:
+    """`count` processes that each run `serve` in `module`'s function `function`; a context manager.
+
+    Attributes:
+        events: (worker, message) as they come; the message None says that the worker's process has ended.
+    """
+
+    def __init__(self, count: int, module: str, function: str) -> None:
+        self.events: queue.Queue[tuple[int, Message | None]] = queue.Queue()
+        folder = str(Path(__file__).resolve().parent.parent)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # So that a plain copy of the sources works without being installed.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-c", f"from {module} import {function}; {function}()"]
+        self.processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            for _ in range(count)
+        ]
+        self._readers = [
+            threading.Thread(target=self._read, args=(number,), daemon=True) for number in range(len(self.processes))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, number: int) -> None:
+        stdout = self.processes[number].stdout
+        assert stdout is not None
+        for line in stdout:
+            self.events.put((number, json.loads(line)))
+        self.processes[number].wait()
+        self.events.put((number, None))
+
+    def give(self, number: int, job: Mapping[str, Any]) -> None:
+        """Send one job; a worker whose process has ended reports that in `events`."""
+        stdin = self.processes[number].stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(json.dumps(job) + "\n")
+            stdin.flush()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process, reader in zip(self.processes, self._readers, strict=True):
+            process.wait()
+            reader.join()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+
+
+def serve(handle: Callable[[Message, Callable[[Message], None]], None]) -> None:
+    """In a worker: `handle` gets job after job, and a way to report, until the caller closes the pipe."""
+    # Ctrl-C reaches the whole process group; the caller decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not garble the answers
+
+    def report(message: Message) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    try:
+        for line in sys.stdin:
+            handle(json.loads(line), report)
+    except BrokenPipeError:
+        os._exit(0)  # the caller is gone; an orderly exit would flush into the closed pipe again
