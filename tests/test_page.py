@@ -129,7 +129,8 @@ def test_formulas_are_set(visit, name: str) -> None:
     page = visit(f"{name}.html").page
     raw = page.locator("article .math").count()
     assert page.locator("article .math mjx-container").count() >= raw
-    assert page.locator("article mjx-merror, article [data-mjx-error]").count() == 0
+    # An unknown command is no error to MathJax: it writes its name in red.
+    assert page.locator("article mjx-merror, article [data-mjx-error], article mjx-mtext[style*='red']").count() == 0
     if (ROOT / f"{name}.ipynb").exists():
         assert raw > 0
 
