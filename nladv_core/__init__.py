@@ -1,8 +1,8 @@
 """nladv: linearize networks channel by channel and measure what nonlinearity is left.
 
-The re-executable companion to Ali Mehmeti-Göpel & Disselhoff, *Nonlinear Advantage* (ICML 2023). `linearize` and `paths`
-are imported at once; everything that knows of data, training or the book only when it is first asked for, so that
-`import nladv_core` costs little more than `import torch`.
+The re-executable companion to Ali Mehmeti-Göpel & Disselhoff, *Nonlinear Advantage* (ICML 2023). `linearize` and
+`paths` are imported at once; everything that knows of data, training or the book only when it is first asked for, so
+that `import nladv_core` costs little more than `import torch`.
 """
 
 import importlib

@@ -1,12 +1,14 @@
 """Replace every ReLU by a unit with a learnable slope, push slopes to 1, and keep track of what stays nonlinear (§3).
 
-A *unit* is one feature channel of one ReLU call site, with slope α for negative inputs: φ_α(x) = max(x, 0) + α·min(x, 0).
-α = 0 is the ReLU, α = 1 the identity. A unit is *active* while it may bend; once its slope exceeds 1 - margin it becomes
-*inactive*: its slope is locked to exactly 1 for good. While linearizing, ω·Σ|1-α|^p over the active units is added to the loss.
+A *unit* is one feature channel of one ReLU call site, with slope α for negative inputs: φ_α(x) = max(x, 0) + α·min(x,
+0). α = 0 is the ReLU, α = 1 the identity. A unit is *active* while it may bend; once its slope exceeds 1 - margin it
+becomes
+*inactive*: its slope is locked to exactly 1 for good. While linearizing, ω·Σ|1-α|^p over the active units is added to
+the loss.
 
-Conventions that the paper leaves open (ours): active slopes are projected onto [0, 1] after each optimiser step and carry
-no weight decay. Activity is counted in channels: a layer-wise slope counts as its channels, a channel with pixel-wise
-slopes as its active share.
+Conventions that the paper leaves open (ours): active slopes are projected onto [0, 1] after each optimiser step and
+carry no weight decay. Activity is counted in channels: a layer-wise slope counts as its channels, a channel with
+pixel-wise slopes as its active share.
 """
 
 import itertools
@@ -33,7 +35,8 @@ class ChannelPReLU(nn.Module):
     """The units of one ReLU call site: φ_α(x) = max(x, 0) + α·min(x, 0), with α = 1 wherever a unit is inactive.
 
     Attributes:
-        slope: parameter α, shape [C] for "channel", [1] for "layer", the feature shape without the batch axis for "pixel".
+        slope: parameter α, shape [C] for "channel", [1] for "layer", the feature shape without the batch axis for
+            "pixel".
         active: bool buffer of the same shape; it alone decides what is active: an inactive unit is the identity
             whatever its slope holds (momentum may still move a locked slope).
         channels: C, the number of channels of the call site, whatever the granularity.
@@ -43,8 +46,14 @@ class ChannelPReLU(nn.Module):
 
     is_traced_whole = True
 
-    def __init__(self, feature_shape: tuple[int, ...], channel_axis: int = 1, granularity: Granularity = "channel", order: int = 0):
-        """Args: feature_shape is the input's shape without the batch axis; pixel-wise slopes take axis 0 as the batch."""
+    def __init__(
+        self,
+        feature_shape: tuple[int, ...],
+        channel_axis: int = 1,
+        granularity: Granularity = "channel",
+        order: int = 0,
+    ):
+        """Args: feature_shape is the input's shape without the batch axis 0."""
         super().__init__()
         ndim = len(feature_shape) + 1
         axis = channel_axis % ndim
@@ -56,6 +65,7 @@ class ChannelPReLU(nn.Module):
         self.register_buffer("active", torch.ones(shape, dtype=torch.bool))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Bend negative inputs; same shape, same dtype."""
         slope = torch.where(self.active, self.slope, 1.0).to(x.dtype)
         if self.granularity == "layer" or (self.granularity == "channel" and self.channel_axis == 1):
             return F.prelu(x, slope)  # the same formula, in one kernel
@@ -80,7 +90,9 @@ class ChannelPReLU(nn.Module):
         return active
 
     def extra_repr(self) -> str:
-        return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise, {int(self.active.sum())} of {self.active.numel()} active"
+        """What `print(net)` shows."""
+        active = f"{int(self.active.sum())} of {self.active.numel()} active"
+        return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise, {active}"
 
 
 # ---------------------------------------------------------------------------------------------------- surgery
@@ -116,14 +128,17 @@ def linearize(
         SpecError: for an unknown granularity or a channel axis that does not exist.
     """
     if granularity not in get_args(Granularity):
-        raise SpecError(f"granularity is {granularity!r}; expected one of {', '.join(map(repr, get_args(Granularity)))}.")
+        raise SpecError(
+            f"granularity is {granularity!r}; expected one of {', '.join(map(repr, get_args(Granularity)))}."
+        )
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     inputs = example_tensors(model, example_input)
     root, graph = trace(model, inputs)
     sites = [node for node in graph.nodes if _is_relu(node, root)]
     if not sites:
         raise UnsupportedNetwork(
-            f"{type(model).__name__} calls no ReLU, so there is nothing to linearize; expected nn.ReLU, F.relu, torch.relu "
+            f"{type(model).__name__} calls no ReLU, so there is nothing to linearize; expected nn.ReLU, F.relu, "
+            "torch.relu "
             "or Tensor.relu somewhere in its forward pass."
         )
     overrides = dict(channel_axis) if isinstance(channel_axis, Mapping) else {}
@@ -133,7 +148,9 @@ def linearize(
         axis = overrides.pop(name, None) if isinstance(channel_axis, Mapping) else channel_axis
         planned[name] = node, _unit_for(node, name, axis, granularity, order, root), _is_in_place(node, root)
     if overrides:
-        raise SpecError(f"channel_axis names {sorted(overrides)}, which are no unit groups; the groups are {list(planned)}.")
+        raise SpecError(
+            f"channel_axis names {sorted(overrides)}, which are no unit groups; the groups are {list(planned)}."
+        )
     for name, (node, unit, in_place) in planned.items():
         _set_module(root, name, unit.to(inputs[0].device))
         _replace(graph, node, name, in_place)
@@ -149,7 +166,8 @@ def _is_relu(node: Node, root: nn.Module) -> bool:
         module = root.get_submodule(str(node.target))
         if getattr(module, "nonlinearity", None) == "relu" and isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise UnsupportedNetwork(
-                f"{node.target!r} is a recurrent layer with a built-in ReLU, whose steps are hidden; write the recurrence as a loop of "
+                f"{node.target!r} is a recurrent layer with a built-in ReLU, whose steps are hidden; write the "
+                "recurrence as a loop of "
                 "nn.Linear and nn.ReLU."
             )
         return isinstance(module, nn.ReLU)
@@ -173,16 +191,22 @@ def _site_name(node: Node, taken: Container[str], root: nn.Module) -> str:
     return next(name for name in candidates if name not in present and name not in taken)
 
 
-def _unit_for(node: Node, name: str, axis: int | None, granularity: Granularity, order: int, root: nn.Module) -> ChannelPReLU:
+def _unit_for(
+    node: Node, name: str, axis: int | None, granularity: Granularity, order: int, root: nn.Module
+) -> ChannelPReLU:
     shape = node.meta["shape"]
     if axis is None:
         axis = _channel_axis(node.all_input_nodes[0], root)
     if axis is None:
         raise UnsupportedNetwork(
-            f"{name!r}: which axis of its input, of shape {shape}, counts the channels is not evident; pass channel_axis={{{name!r}: axis}}."
+            f"{name!r}: which axis of its input, of shape {shape}, counts the channels is not evident; pass "
+            f"channel_axis={{{name!r}: axis}}."
         )
     if not -len(shape) <= axis < len(shape) or axis % len(shape) == 0:
-        raise SpecError(f"channel_axis of {name!r} is {axis}; expected an axis of its input, of shape {shape}, other than the batch axis 0.")
+        raise SpecError(
+            f"channel_axis of {name!r} is {axis}; expected an axis of its input, of shape {shape}, other than the "
+            "batch axis 0."
+        )
     if shape[axis] == 0:
         raise UnsupportedNetwork(f"{name!r} has no channels (input of shape {shape}); remove the layer.")
     return ChannelPReLU(shape[1:], axis, granularity, order)
@@ -202,9 +226,28 @@ _CHANNELS_FIRST = (
     nn.LocalResponseNorm,
     nn.PixelShuffle,
 )
-_LAST_FUNCTIONS = {"linear", "layer_norm", "rms_norm", "scaled_dot_product_attention", "multi_head_attention_forward", "embedding"}
+_LAST_FUNCTIONS = {
+    "linear",
+    "layer_norm",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "multi_head_attention_forward",
+    "embedding",
+}
 _FIRST_FUNCTIONS = {"batch_norm", "group_norm", "instance_norm", "interpolate", "local_response_norm", "pixel_shuffle"}
-_MOVES_AXES = {"permute", "transpose", "reshape", "view", "unflatten", "unsqueeze", "squeeze", "movedim", "t", "swapaxes", "einsum"}
+_MOVES_AXES = {
+    "permute",
+    "transpose",
+    "reshape",
+    "view",
+    "unflatten",
+    "unsqueeze",
+    "squeeze",
+    "movedim",
+    "t",
+    "swapaxes",
+    "einsum",
+}
 
 
 def _channel_axis(node: Node, root: nn.Module) -> int | None:
@@ -232,7 +275,11 @@ def _channel_axis(node: Node, root: nn.Module) -> int | None:
             return 1
         if kind in _MOVES_AXES or kind == "flatten":
             return None
-    axes = [_channel_axis(source, root) for source in node.all_input_nodes if source.meta.get("type") is not None and "shape" in source.meta]
+    axes = [
+        _channel_axis(source, root)
+        for source in node.all_input_nodes
+        if source.meta.get("type") is not None and "shape" in source.meta
+    ]
     return next((axis for axis in axes if axis is not None), None)
 
 
@@ -284,13 +331,16 @@ def _check_equal(model: nn.Module, net: nn.Module, inputs: tuple[Tensor, ...]) -
             module.training = training
     expected, found = outputs
     same = len(expected) == len(found) and all(
-        torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan()) if isinstance(a, Tensor) else a == b
+        torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+        if isinstance(a, Tensor)
+        else a == b
         for a, b in zip(expected, found, strict=True)
     )
     if not same:
         raise UnsupportedNetwork(
             f"{type(model).__name__}: its linearized copy would not compute the same in evaluation mode. Usual causes: "
-            "a functional dropout or batch norm with training=self.training (use nn.Dropout, nn.BatchNorm2d), a branch on self.training, "
+            "a functional dropout or batch norm with training=self.training (use nn.Dropout, nn.BatchNorm2d), a "
+            "branch on self.training, "
             "or an in-place ReLU on a tensor that is also read through a view (use the out-of-place form)."
         )
 
@@ -307,7 +357,9 @@ def units(net: nn.Module) -> list[tuple[str, ChannelPReLU]]:
     net = getattr(net, "_orig_mod", net)
     found = [(name, module) for name, module in net.named_modules() if isinstance(module, ChannelPReLU)]
     if not found:
-        raise UnsupportedNetwork(f"{type(net).__name__} has no linearization units; expected a network made by nladv_core.linearize().")
+        raise UnsupportedNetwork(
+            f"{type(net).__name__} has no linearization units; expected a network made by nladv_core.linearize()."
+        )
     return sorted(found, key=lambda item: item[1].order)
 
 
@@ -345,7 +397,9 @@ def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor
         SpecError: if p is not positive.
     """
     if not p > 0:
-        raise SpecError(f"the exponent p of the slope penalty is {p}; expected a number above 0, such as the paper's 0.5.")
+        raise SpecError(
+            f"the exponent p of the slope penalty is {p}; expected a number above 0, such as the paper's 0.5."
+        )
     groups = [unit for _, unit in units(net)]
     slopes = torch.cat([unit.slope.flatten() for unit in groups])
     active = torch.cat([unit.active.flatten() for unit in groups])
@@ -409,12 +463,15 @@ def _check_margin(margin: float) -> None:
 class GoalController:
     """Linearize up to a goal share of inactive units and no further (§4.1.2).
 
-    ω is the given one until the inactive share comes within `band` of the goal, falls linearly to `floor`·ω at the goal, and
-    is 0 from there on. Besides, a step never locks more units than the goal asks for: the largest slopes go first,
-    so the goal is passed by less than one unit (one slope). Nothing here waits for the device, except `.reached`.
+    ω is the given one until the inactive share comes within `band` of the goal, falls linearly to `floor`·ω at the
+    goal, and is 0 from there on. Besides, a step never locks more units than the goal asks for: the largest slopes go
+    first, so the goal is passed by less than one unit (one slope). Nothing here waits for the device, except
+    `.reached`.
     """
 
-    def __init__(self, net: nn.Module, goal: float, omega: float, margin: float = 0.01, band: float = 0.05, floor: float = 0.1):
+    def __init__(
+        self, net: nn.Module, goal: float, omega: float, margin: float = 0.01, band: float = 0.05, floor: float = 0.1
+    ):
         """Args.
 
         goal: share of units (counted in channels) to become inactive, in (0, 1).
@@ -434,7 +491,9 @@ class GoalController:
         self._margin, self._omega, self._band, self._floor = margin, omega, band, floor
         # Number of channels that each slope stands for, in the order of the flattened slopes.
         device = self._units[0].slope.device
-        self._weights = torch.cat([torch.full((u.slope.numel(),), u.weight, dtype=torch.float64) for u in self._units]).to(device)
+        self._weights = torch.cat(
+            [torch.full((u.slope.numel(),), u.weight, dtype=torch.float64) for u in self._units]
+        ).to(device)
         self._total = sum(unit.channels for unit in self._units)
         self._goal = goal
 
@@ -458,7 +517,7 @@ class GoalController:
 
     @torch.no_grad()
     def freeze_(self) -> Tensor:
-        """Lock units as `freeze_linear_` does, the largest slopes first, until the goal; returns how many, 0-d tensor."""
+        """Lock units as `freeze_linear_` does, the largest slopes first, until the goal; 0-d tensor: how many."""
         slopes = torch.cat([unit.slope.flatten() for unit in self._units])
         active = torch.cat([unit.active.flatten() for unit in self._units])
         ready = active & (slopes > 1 - self._margin)
@@ -496,13 +555,17 @@ def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
     if groups.keys() != masks.keys():
         missing, unknown = sorted(groups.keys() - masks.keys()), sorted(masks.keys() - groups.keys())
         raise SpecError(
-            f"the masks do not fit the network: missing groups {missing}, unknown groups {unknown}; expected the names that "
+            f"the masks do not fit the network: missing groups {missing}, unknown groups {unknown}; expected the "
+            "names that "
             "units(net) lists, from a network of the same architecture."
         )
     for name, mask in masks.items():
         shape = tuple(groups[name].active.shape)
         if tuple(mask.shape) != shape or mask.dtype != torch.bool:
-            raise SpecError(f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape {shape}.")
+            raise SpecError(
+                f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape "
+                f"{shape}."
+            )
     for name, mask in masks.items():
         unit, mask = groups[name], mask.to(groups[name].active.device)
         unit.slope.masked_fill_(mask & ~unit.active, 0.0)
@@ -510,7 +573,9 @@ def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         unit.active.copy_(mask)
 
 
-def permute_masks(masks: Mapping[str, Tensor], scope: Literal["layer", "global"], generator: torch.Generator | None = None) -> Masks:
+def permute_masks(
+    masks: Mapping[str, Tensor], scope: Literal["layer", "global"], generator: torch.Generator | None = None
+) -> Masks:
     """Shuffle the masks within each group ("layer") or over the whole network ("global") (§4.1.1).
 
     Both keep the number of active slopes; "layer" keeps it in every group. The arguments are left alone.
@@ -543,7 +608,12 @@ def save_masks(masks: Mapping[str, Tensor], path: str | os.PathLike[str]) -> Non
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        file.write(save({name: mask.cpu().contiguous() for name, mask in masks.items()}, {"content": "nladv masks, True = active"}))
+        file.write(
+            save(
+                {name: mask.cpu().contiguous() for name, mask in masks.items()},
+                {"content": "nladv masks, True = active"},
+            )
+        )
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -561,8 +631,12 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
     try:
         loaded = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RecordError(f"{path} cannot be read as a mask file ({error}); expected safetensors written by save_masks().") from error
+        raise RecordError(
+            f"{path} cannot be read as a mask file ({error}); expected safetensors written by save_masks()."
+        ) from error
     wrong = [name for name, mask in loaded.items() if mask.dtype != torch.bool]
     if wrong:
-        raise RecordError(f"{path} holds tensors that are not bool ({', '.join(wrong)}); expected masks written by save_masks().")
+        raise RecordError(
+            f"{path} holds tensors that are not bool ({', '.join(wrong)}); expected masks written by save_masks()."
+        )
     return loaded

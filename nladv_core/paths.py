@@ -2,14 +2,16 @@
 
 The computation graph is a DAG of neurons; a path's effective length is the number of *active* units on it.
 
-* **APL** (`normalized=False`): mean effective length of a path drawn uniformly among all input→output paths. Zero padding
-  makes it depend on position, so it is computed on full feature maps; pooling counts one edge per window element.
-* **NAPL** (`normalized=True`): expected number of active units on this backward walk: start at a uniformly random output
-  neuron that carries paths; at a linear layer or convolution step to a uniformly random incoming neuron that carries
-  paths; at an addition, as bracketed in the code, step into each operand that carries paths with equal probability.
-  Zero-padded channels (shortcut "A"), constants and `x * 0` carry no path. In the paper's forward form: histograms
-  are normalised per neuron before and after every merge. Other readings of the paper's sentences differ slightly: for
-  all-active ResNet-56 they give 28 (each branch one half) or 28 5/6 (normalised before adding only) where this gives 29.
+* **APL** (`normalized=False`): mean effective length of a path drawn uniformly among all input→output paths. Zero
+  padding makes it depend on position, so it is computed on full feature maps; pooling counts one edge per window
+  element.
+* **NAPL** (`normalized=True`): expected number of active units on this backward walk: start at a uniformly random
+  output neuron that carries paths; at a linear layer or convolution step to a uniformly random incoming neuron that
+  carries paths; at an addition, as bracketed in the code, step into each operand that carries paths with equal
+  probability. Zero-padded channels (shortcut "A"), constants and `x * 0` carry no path. In the paper's forward form:
+  histograms are normalised per neuron before and after every merge. Other readings of the paper's sentences differ
+  slightly: for all-active ResNet-56 they give 28 (each branch one half) or 28 5/6 (normalised before adding only)
+      where this gives 29.
 
 Both come from one recursion over the recorded graph. A tensor of the network is stood in for by path counts of the same
 shape with one more axis in front, the *rows*: either (number of paths, total length) or one row per length. Every rule
@@ -17,8 +19,8 @@ below adds up what comes in over the edges; for the NAPL the result is then divi
 neuron. What does not vary along an axis is kept once (stride 0), so the NAPL needs one number per channel.
 
 Both means are linear in the activity of the units: mean = Σ_u w_u·active_u, where w_u is the probability that a path
-visits u. One backward pass through the recursion gives all w_u. They depend on structure and shape only, so they are kept
-with the network and every further mean is a dot product.
+visits u. One backward pass through the recursion gives all w_u. They depend on structure and shape only, so they are
+kept with the network and every further mean is a dot product.
 """
 
 import builtins
@@ -28,7 +30,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +75,8 @@ def path_length(
         `.mean` (a float, no unit) and `.histogram` (probabilities, computed when asked for).
 
     Raises:
-        UnsupportedNetwork: for an operation without a rule (named, with its module), a shape that does not fit, or when no
-            path leads from an input to an output.
+        UnsupportedNetwork: for an operation without a rule (named, with its module), a shape that does not fit, or
+            when no path leads from an input to an output.
     """
     structure = _structure(net, example_input, normalized, count_max_pool)
     activity = structure.activity()
@@ -115,7 +117,9 @@ class _Structure:
             mean = self._make(marks, None).mean()
             reached = torch.autograd.grad(mean, marks, allow_unused=True) if mean.requires_grad else [None] * len(marks)
         self.constant = float(mean.detach())  # what counted max poolings contribute
-        self.weights = torch.cat([torch.zeros(n, dtype=torch.float64) if w is None else w for w, n in zip(reached, self.sizes, strict=True)])
+        self.weights = torch.cat(
+            [torch.zeros(n, dtype=torch.float64) if w is None else w for w, n in zip(reached, self.sizes, strict=True)]
+        )
         self._fingerprint = _fingerprint(net)
 
     def fits(self, net: GraphModule) -> bool:
@@ -144,8 +148,12 @@ def _structure(net: nn.Module, example_input: ExampleInput, normalized: bool, co
     net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
     has_units = any(isinstance(module, ChannelPReLU) for module in net.modules())
     if has_units and isinstance(net, GraphModule):
-        if isinstance(example_input, tuple | list) and example_input and all(type(n) is int and n > 0 for n in example_input):
-            shapes: list[tuple[int, ...]] = [(1, *example_input)]  # type: ignore[list-item]
+        if (
+            isinstance(example_input, tuple | list)
+            and example_input
+            and all(type(n) is int and n > 0 for n in example_input)
+        ):
+            shapes: list[tuple[int, ...]] = [(1, *example_input)]
         else:
             shapes = [tuple(x.shape) for x in example_tensors(net, example_input)]
         key = (normalized, count_max_pool, *shapes)
@@ -163,7 +171,7 @@ def _config(module: nn.Module) -> dict[str, Any]:
 
 
 def _fingerprint(net: GraphModule) -> tuple[str, list[tuple[nn.Module, str, nn.Module, dict[str, Any] | None]]]:
-    """The generated code, and every module called: where it hangs, which it is, and its settings if a rule reads them."""
+    """The generated code, and every module called: where it hangs, which it is, its settings if a rule reads them."""
     modules = []
     for node in net.graph.find_nodes(op="call_module"):
         path, _, name = str(node.target).rpartition(".")
@@ -239,7 +247,9 @@ class _Recursion:
         assert isinstance(total, Tensor)
         paths = total.sum() if self.by_length else total[0].detach()
         if not paths > 0:
-            raise UnsupportedNetwork("no path leads from an input of the network to an output; a mean length does not exist.")
+            raise UnsupportedNetwork(
+                "no path leads from an input of the network to an output; a mean length does not exist."
+            )
         return paths, total
 
     def _run(self, shapes: Sequence[tuple[int, ...]]) -> list[_Paths]:
@@ -251,7 +261,11 @@ class _Recursion:
             elif node.op == "get_attr":
                 env[node] = functools.reduce(getattr, str(node.target).split("."), self.net)
             elif node.op == "output":
-                found = [value for value in tree_leaves(torch.fx.node.map_arg(node.args[0], env.__getitem__)) if isinstance(value, _Paths)]
+                found = [
+                    value
+                    for value in tree_leaves(torch.fx.node.map_arg(node.args[0], env.__getitem__))
+                    if isinstance(value, _Paths)
+                ]
                 if not found:
                     raise UnsupportedNetwork("the outputs of the network do not depend on its inputs; no path exists.")
                 return found
@@ -259,7 +273,12 @@ class _Recursion:
                 args = torch.fx.node.map_arg(node.args, env.__getitem__)
                 kwargs = torch.fx.node.map_arg(node.kwargs, env.__getitem__)
                 env[node] = self._call(node, args, kwargs)
-                if isinstance(node.target, str) and node.op == "call_method" and node.target.endswith("_") and isinstance(node.args[0], Node):
+                if (
+                    isinstance(node.target, str)
+                    and node.op == "call_method"
+                    and node.target.endswith("_")
+                    and isinstance(node.args[0], Node)
+                ):
                     env[node.args[0]] = env[node]  # in place: later readers of the input read the result
         raise AssertionError("a graph ends with its output")
 
@@ -276,7 +295,8 @@ class _Recursion:
             with torch.no_grad():  # constants, sizes: computed as they are
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return (module or node.target)(*args, **kwargs)  # type: ignore[operator]
+                target: Any = node.target if module is None else module
+                return target(*args, **kwargs)
         try:
             if module is not None:
                 rule = _rule_for_module(module)
@@ -293,7 +313,10 @@ class _Recursion:
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             if isinstance(error, UnsupportedNetwork):
                 raise
-            raise UnsupportedNetwork(f"{_describe(node, module)}: the example's shape does not fit ({error}); pass the shape that the network is made for.") from error
+            raise UnsupportedNetwork(
+                f"{_describe(node, module)}: the example's shape does not fit ({error}); pass the shape that the "
+                "network is made for."
+            ) from error
         raise UnsupportedNetwork(
             f"{_describe(node, module)} has no path rule, and counting it as nothing would be a guess; "
             "see nladv_core.paths.MODULE_RULES and CALL_RULES for what has one."
@@ -301,12 +324,12 @@ class _Recursion:
 
     def _view(self, node: Node, args: Any, kwargs: Any) -> Any:
         """A call that only rearranges entries: done as it is, on every row."""
-        value = args[0]
+        value, function = args[0], cast(Callable[..., Any], node.target)
 
         def call(x: Tensor) -> Any:
             if node.op == "call_method":
                 return getattr(x, str(node.target))(*args[1:], **kwargs)
-            return node.target(x, *args[1:], **kwargs)  # type: ignore[operator]
+            return function(x, *args[1:], **kwargs)
 
         result = torch.vmap(call)(value.counts)
         if isinstance(result, Tensor):
@@ -350,18 +373,16 @@ class _Recursion:
         factor per position; the NAPL divides it out again, so there only its being zero matters.
         """
         for axis, tap in zip(range(-len(taps), 0), taps, strict=True):
-            if counts.stride(axis) == 0 or counts.shape[axis] == 1:
-                factor = tap.sum(1)
-                if self.normalized:
-                    factor = (factor > 0).double()
-                counts = counts.narrow(axis, 0, 1)
-                if bool((factor == factor[0]).all()):
-                    counts = (counts * factor[0]).expand(*counts.shape[:axis], len(factor), *counts.shape[axis:][1:])
-                else:
-                    counts = counts * factor.view(-1, *(1 for _ in range(-axis - 1)))
-            else:
+            if counts.stride(axis) != 0 and counts.shape[axis] > 1:
                 counts = (counts.movedim(axis, -1) @ tap.T).movedim(-1, axis)
-        return counts
+                continue
+            factor = tap.sum(1)
+            if self.normalized:
+                factor = (factor > 0).double()
+            if bool((factor == factor[0]).all()):  # still the same everywhere: one entry is enough
+                factor = factor[:1]
+            counts = counts.narrow(axis, 0, 1) * factor.view(-1, *(1 for _ in range(-axis - 1)))
+        return counts.expand(*counts.shape[: counts.ndim - len(taps)], *(len(tap) for tap in taps))
 
 
 def _describe(node: Node, module: nn.Module | None) -> str:
@@ -396,19 +417,18 @@ def _linear(walk: _Recursion, value: _Paths, out_features: int) -> _Paths:
     return walk.merged(counts, value.log_scale, (*value.shape[:-1], out_features))
 
 
-def _convolution(
-    walk: _Recursion, value: _Paths, out_channels: int, groups: int, taps: Sequence[Tensor]
-) -> _Paths:
+def _convolution(walk: _Recursion, value: _Paths, out_channels: int, groups: int, taps: Sequence[Tensor]) -> _Paths:
     """Every output channel of a group reads all of the group's input channels: a box filter of the channel sum."""
     n = len(taps)
-    counts = _compact(value.counts, keep=range(-n, 0))
+    counts = _compact(value.counts)
     channel = counts.ndim - n - 1
     channels = value.shape[channel - 1]
     if counts.shape[channel] == 1:
         counts = (counts * (channels // groups)).expand(*counts.shape[:channel], groups, *counts.shape[channel + 1 :])
     else:
         counts = counts.unflatten(channel, (groups, channels // groups)).sum(channel + 1)
-    counts = _compact(walk.windows(counts, taps))
+    spread = counts.expand(*counts.shape[: channel + 1], *value.shape[-n:])
+    counts = _compact(walk.windows(spread, taps))
     if groups > 1 and counts.shape[channel] > 1:
         counts = counts.repeat_interleave(out_channels // groups, dim=channel)
     shape = (*value.shape[: channel - 1], out_channels, *(len(tap) for tap in taps))
@@ -446,7 +466,15 @@ def _conv_rule(walk: _Recursion, module: nn.Module, value: _Paths) -> _Paths:
 
 
 def _conv_call(
-    walk: _Recursion, value: _Paths, /, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    walk: _Recursion,
+    value: _Paths,
+    /,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> _Paths:
     kernel = tuple(weight.shape[2:])
     n = len(kernel)
@@ -471,9 +499,13 @@ def _linear_call(walk: _Recursion, value: _Paths, /, weight: Any, bias: Any = No
     return _linear(walk, value, weight.shape[0])
 
 
-def _pool_taps(value: _Paths, n: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> list[Tensor]:
+def _pool_taps(
+    value: _Paths, n: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
+) -> list[Tensor]:
     stride = kernel if stride is None or stride == () else stride
-    settings = zip(value.shape[-n:], _each(kernel, n), _each(stride, n), _each(padding, n), _each(dilation, n), strict=True)
+    settings = zip(
+        value.shape[-n:], _each(kernel, n), _each(stride, n), _each(padding, n), _each(dilation, n), strict=True
+    )
     return [_taps(size, k, s, (p, p), d, ceil) for size, k, s, p, d in settings]
 
 
@@ -499,12 +531,16 @@ def _adaptive_taps(size: int, out: int) -> Tensor:
 
 def _adaptive_call(walk: _Recursion, value: _Paths, /, output_size: Any, n: int = 2, bends: bool = False) -> _Paths:
     sizes = [size if out is None else out for size, out in zip(value.shape[-n:], _each(output_size, n), strict=True)]
-    return _pool(walk, value, [_adaptive_taps(size, out) for size, out in zip(value.shape[-n:], sizes, strict=True)], bends)
+    return _pool(
+        walk, value, [_adaptive_taps(size, out) for size, out in zip(value.shape[-n:], sizes, strict=True)], bends
+    )
 
 
 def _adaptive_rule(walk: _Recursion, module: nn.Module, value: _Paths) -> _Paths:
     m: Any = module
-    return _adaptive_call(walk, value, m.output_size, _spatial_axes(m), isinstance(m, nn.modules.pooling._AdaptiveMaxPoolNd))
+    return _adaptive_call(
+        walk, value, m.output_size, _spatial_axes(m), isinstance(m, nn.modules.pooling._AdaptiveMaxPoolNd)
+    )
 
 
 def _mean_call(walk: _Recursion, value: _Paths, /, dim: Any = None, keepdim: bool = False, **_: Any) -> _Paths:
@@ -514,7 +550,9 @@ def _mean_call(walk: _Recursion, value: _Paths, /, dim: Any = None, keepdim: boo
     counts = value.counts
     for axis in axes:
         size = value.shape[axis]
-        counts = counts.narrow(axis + 1, 0, 1) * size if counts.stride(axis + 1) == 0 else counts.sum(axis + 1, keepdim=True)
+        counts = (
+            counts.narrow(axis + 1, 0, 1) * size if counts.stride(axis + 1) == 0 else counts.sum(axis + 1, keepdim=True)
+        )
     kept = [1 if axis in axes else size for axis, size in enumerate(value.shape)]
     result = walk.merged(_compact(counts), value.log_scale, kept)
     if keepdim:
@@ -529,7 +567,8 @@ def _add_call(walk: _Recursion, a: Any, b: Any, /, *_: Any, **__: Any) -> _Paths
     shape = torch.broadcast_shapes(a.shape, b.shape)
     top = max(a.log_scale, b.log_scale)
     parts = [
-        _compact(value.counts.reshape(walk.rows, *(1,) * (len(shape) - len(value.shape)), *value.shape)) * math.exp(value.log_scale - top)
+        _compact(value.counts.reshape(walk.rows, *(1,) * (len(shape) - len(value.shape)), *value.shape))
+        * math.exp(value.log_scale - top)
         for value in (a, b)
     ]
     return walk.merged(parts[0] + parts[1], top, shape)
@@ -547,7 +586,9 @@ def _with_constant(a: Any, b: Any) -> _Paths:
 def _scale_call(walk: _Recursion, a: Any, b: Any, /, *_: Any, **__: Any) -> _Paths:
     """A product with a constant: a parameter is a weight (one edge), zeros cut the paths."""
     if isinstance(a, _Paths) and isinstance(b, _Paths):
-        raise UnsupportedNetwork("a product of two tensors that both depend on the input (a gate) has no agreed path length.")
+        raise UnsupportedNetwork(
+            "a product of two tensors that both depend on the input (a gate) has no agreed path length."
+        )
     value = _with_constant(a, b)
     constant = b if isinstance(a, _Paths) else a
     if isinstance(constant, nn.Parameter):
@@ -581,7 +622,9 @@ def _cat_call(walk: _Recursion, tensors: Sequence[Any], dim: int = 0, **_: Any) 
     return walk.merged(torch.cat(spread, dim=axis + 1), top, shape)
 
 
-def _pad_call(walk: _Recursion, value: _Paths, /, pad: Sequence[int], mode: str = "constant", *_: Any, **__: Any) -> _Paths:
+def _pad_call(
+    walk: _Recursion, value: _Paths, /, pad: Sequence[int], mode: str = "constant", *_: Any, **__: Any
+) -> _Paths:
     """Padding with a constant: the new neurons carry no path."""
     if mode != "constant":
         raise UnsupportedNetwork(f"padding mode {mode!r} has no path rule; use constant padding.")
@@ -618,7 +661,9 @@ CALL_RULES: dict[Any, Rule] = {
     **dict.fromkeys([operator.sub, operator.isub, torch.sub, "sub", "sub_"], _add_call),
     **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_"], _scale_call),
     **dict.fromkeys([operator.truediv, torch.div, "div", "div_"], _divide_call),
-    **dict.fromkeys([operator.neg, torch.neg, "neg", F.dropout, F.batch_norm, "contiguous", "clone", "float"], _same_call),
+    **dict.fromkeys(
+        [operator.neg, torch.neg, "neg", F.dropout, F.batch_norm, "contiguous", "clone", "float"], _same_call
+    ),
     **dict.fromkeys([torch.cat, torch.concat], _cat_call),
     **dict.fromkeys([torch.mean, "mean", torch.sum, "sum"], _mean_call),
     **dict.fromkeys([F.conv1d, F.conv2d, F.conv3d], _conv_call),
@@ -637,7 +682,16 @@ CALL_RULES: dict[Any, Rule] = {
 # Calls that only rearrange entries; they act on every row as they are.
 _VIEW_CALLS = {
     operator.getitem,
-    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.chunk, torch.split, torch.squeeze, torch.unsqueeze),
+    *(
+        torch.flatten,
+        torch.reshape,
+        torch.permute,
+        torch.transpose,
+        torch.chunk,
+        torch.split,
+        torch.squeeze,
+        torch.unsqueeze,
+    ),
     *("flatten", "view", "reshape", "permute", "transpose", "chunk", "split", "squeeze", "unsqueeze", "expand"),
 }
 
@@ -655,5 +709,7 @@ def _rule_for_module(module: nn.Module) -> Rule | None:
 
 def _is_max_pool(node: Node, net: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(net.get_submodule(str(node.target)), nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AdaptiveMaxPoolNd)
+        return isinstance(
+            net.get_submodule(str(node.target)), nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AdaptiveMaxPoolNd
+        )
     return "max_pool" in getattr(node.target, "__name__", "")

@@ -49,13 +49,15 @@ def example_tensors(model: nn.Module, example_input: ExampleInput) -> tuple[Tens
     if isinstance(example_input, Tensor):
         return (example_input.detach().to(device),)
     if isinstance(example_input, Sequence) and not isinstance(example_input, str) and len(example_input) > 0:
-        if all(isinstance(item, Tensor) for item in example_input):
-            return tuple(item.detach().to(device) for item in example_input)  # type: ignore[union-attr]
+        tensors = tuple(item.detach().to(device) for item in example_input if isinstance(item, Tensor))
+        if len(tensors) == len(example_input):
+            return tensors
         if all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in example_input):
-            shape = (2, *(int(item) for item in example_input))  # type: ignore[arg-type]
+            shape = (2, *(int(item) for item in example_input))
             return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype),)
     raise UnsupportedNetwork(
-        f"example_input is {example_input!r:.80}; expected a tensor, a tuple of tensors, or a shape of positive integers "
+        f"example_input is {example_input!r:.80}; expected a tensor, a tuple of tensors, or a shape of positive "
+        "integers "
         "without the batch axis such as (3, 32, 32)."
     )
 
@@ -83,7 +85,7 @@ class ValueProxy(Proxy):
     def __float__(self) -> float:
         raise _NotTraceable("turns a value into a Python number")
 
-    __int__ = __float__  # type: ignore[assignment]
+    __int__ = __float__
 
 
 class _ValueTracer(Tracer):
@@ -115,7 +117,7 @@ class _ValueTracer(Tracer):
         return ValueProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *more, **named)
         self._looking = True
         try:
             proxy.value = self._evaluate(kind, target, _values(args), _values(kwargs))
@@ -158,23 +160,23 @@ class _ValueTracer(Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._looking else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def to_bool(self, obj: Proxy) -> bool:
-        if isinstance(obj.value, Tensor):  # type: ignore[attr-defined]
+    def to_bool(self, obj: Any) -> bool:
+        if isinstance(obj.value, Tensor):
             raise _NotTraceable("decides by the numbers in a tensor, so another input may take another branch")
-        return bool(obj.value)  # type: ignore[attr-defined]
+        return bool(obj.value)
 
-    def iter(self, obj: Proxy) -> Iterator[Any]:
-        value = obj.value  # type: ignore[attr-defined]
+    def iter(self, obj: Any) -> Iterator[Any]:
+        value = obj.value
         if isinstance(value, Tensor):
             raise _NotTraceable("loops over a tensor, which would fix its size")
         return iter([obj[i] for i in range(len(value))])
 
-    def keys(self, obj: Proxy) -> Any:
-        return obj.value.keys()  # type: ignore[attr-defined]
+    def keys(self, obj: Any) -> Any:
+        return obj.value.keys()
 
 
 def _values(structure: Any) -> Any:
-    return map_aggregate(structure, lambda item: item.value if isinstance(item, ValueProxy) else item)  # type: ignore[arg-type]
+    return map_aggregate(structure, lambda item: item.value if isinstance(item, ValueProxy) else item)
 
 
 def _attribute(root: Any, path: str) -> Any:
@@ -208,7 +210,9 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Grap
     try:
         pristine, scratch = copy.deepcopy(model), copy.deepcopy(model)
     except Exception as error:
-        raise UnsupportedNetwork(f"the network cannot be copied (copy.deepcopy: {error}); it must be, to be left alone.") from error
+        raise UnsupportedNetwork(
+            f"the network cannot be copied (copy.deepcopy: {error}); it must be, to be left alone."
+        ) from error
     for module in scratch.modules():
         module.training = True
     tracer = _ValueTracer(tuple(x.clone() for x in inputs))
@@ -238,7 +242,8 @@ def _explain(tracer: _ValueTracer, error: Exception) -> str:
             "parts before and after it separately."
         )
     return (
-        f"in {module}{line}: the forward pass stopped with {type(error).__name__}: {error}. If the network runs on this "
+        f"in {module}{line}: the forward pass stopped with {type(error).__name__}: {error}. If the network runs "
+        "on this "
         "example by itself, the call cannot be recorded: linearize the parts around it separately; otherwise "
         "mend the example input."
     )

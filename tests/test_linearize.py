@@ -1,0 +1,490 @@
+"""Units, surgery, penalty, freezing, goal and masks."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import nladv_core as nl
+from nladv_core import nets
+
+# ------------------------------------------------------------------------------------------------------------- one unit
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+def test_unit_computes_its_formula_value_by_value(granularity, axis):
+    unit = nl.ChannelPReLU((3, 4, 5), axis, granularity)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        unit.slope.copy_(torch.rand(unit.slope.shape, generator=generator))
+    unit.active.copy_(torch.rand(unit.active.shape, generator=generator) < 0.7)
+    x = torch.randn(2, 3, 4, 5, generator=generator)
+    y = unit(x)
+    for n, c, h, w in torch.cartesian_prod(*map(torch.arange, x.shape)).tolist():
+        index = {"layer": (0,), "pixel": (c, h, w), "channel": (c if axis == 1 else w,)}[granularity]
+        slope = float(unit.slope.detach()[index]) if unit.active[index] else 1.0
+        value = float(x[n, c, h, w])
+        assert float(y[n, c, h, w].detach()) == pytest.approx(max(value, 0) + slope * min(value, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+def test_slope_gradient_is_the_sum_over_negative_inputs_and_zero_when_inactive(granularity):
+    unit = nl.ChannelPReLU((2, 3, 3), 1, granularity)
+    unit.active.view(-1)[0] = False
+    x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    unit(x).sum().backward()
+    negative = x.clamp(max=0)
+    expected = {"channel": negative.sum((0, 2, 3)), "layer": negative.sum().view(1), "pixel": negative.sum(0)}[
+        granularity
+    ]
+    torch.testing.assert_close(unit.slope.grad, torch.where(unit.active, expected, 0.0))
+
+
+def test_an_inactive_unit_is_the_identity_whatever_its_slope_holds():
+    unit = nl.ChannelPReLU((2,), 1)
+    with torch.no_grad():
+        unit.slope.fill_(-7.0)
+    unit.active.fill_(False)
+    x = torch.randn(5, 2)
+    assert torch.equal(unit(x), x)
+
+
+# -------------------------------------------------------------------------------------------------------------- surgery
+
+
+class AllForms(nn.Module):
+    """Every way to call a ReLU: shared module, function, method, and their in-place forms."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+        self.relu, self.inplace = nn.ReLU(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.relu(self.a(x))
+        x = self.relu(self.b(x))
+        x = torch.relu(x - 0.1)
+        x = F.relu(x - 0.1)
+        x = F.relu(x - 0.1, inplace=True)
+        x = (x - 0.1).relu()
+        x = self.c(x)
+        y = x * 2
+        self.inplace(x)
+        z = x + y  # reads what the in-place call wrote
+        torch.relu_(y)
+        y.add_(1)
+        w = z - 1
+        w.relu_()
+        return w + z + y
+
+
+def test_every_call_site_becomes_a_group_of_its_own_and_nothing_changes():
+    model = AllForms()
+    state = copy.deepcopy(model.state_dict())
+    net = nl.linearize(model, (4,))
+    assert [(name, unit.channels) for name, unit in nl.units(net)] == [
+        ("relu", 6),
+        ("relu_1", 6),
+        ("relu_2", 6),
+        ("relu_3", 6),
+        ("relu_4", 6),
+        ("relu_5", 6),
+        ("inplace", 5),
+        ("relu_6", 5),
+        ("relu_7", 5),
+    ]
+    x = torch.randn(7, 4)
+    for training in (False, True):
+        assert torch.equal(net.train(training)(x), model.train(training)(x))
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert isinstance(model.relu, nn.ReLU)
+    assert {name for name, _ in model.named_parameters()} < {name for name, _ in net.named_parameters()}
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+@pytest.mark.parametrize("name", ["resnet14", "resnet14v1"])
+def test_slope_zero_is_the_same_network_in_both_modes(name, granularity):
+    torch.manual_seed(0)
+    model = nets.build(name)
+    x = torch.randn(4, 3, 16, 16)
+    model(x)  # batch statistics that are not the initial ones
+    net = nl.linearize(model, (3, 16, 16), granularity=granularity)
+    assert torch.equal(net.eval()(x), model.eval()(x))
+    out, expected = net.train()(x), model.train()(x)
+    assert torch.equal(out, expected)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    ours = dict(net.named_parameters())
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[key].grad, parameter.grad)
+
+
+def test_slope_one_is_affine():
+    net = nl.linearize(nets.build("resnet14"), (3, 8, 8)).eval().double()
+    nl.apply_masks_(net, {name: torch.zeros_like(mask) for name, mask in nl.masks(net).items()})
+    x, y = torch.randn(2, 1, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(net(0.3 * x + 0.7 * y), 0.3 * net(x) + 0.7 * net(y))
+
+
+def test_the_model_is_left_alone_and_the_copy_starts_in_its_mode():
+    model = nets.build("resnet8").eval()
+    model.layer1.train()
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        net = nl.linearize(model, torch.randn(1, 3, 8, 8, generator=torch.Generator()))
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [m.training for m in model.modules()]
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not net.training and net.layer1.training and net.get_submodule("layer1.0.bn1").training
+    assert all(p.requires_grad for p in net.parameters())
+    assert net(torch.randn(5, 3, 12, 12)).shape == (5, 10)  # neither batch nor image size is fixed
+    with torch.no_grad():
+        next(net.parameters()).zero_()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_transformer_layers_count_channels_last():
+    net = nl.linearize(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0), torch.randn(5, 2, 32))
+    ((name, unit),) = nl.units(net)
+    assert (unit.channels, unit.channel_axis, tuple(unit.slope.shape)) == (64, -1, (64,)) and name == "relu"
+    model = nn.Transformer(16, 2, 1, 1, 24, batch_first=True)
+    assert [
+        unit.channels for _, unit in nl.units(nl.linearize(model, (torch.randn(2, 5, 16), torch.randn(2, 4, 16))))
+    ] == [24, 24]
+
+
+def test_residual_networks_of_torchvision():
+    from torchvision.models import resnet50
+
+    net = nl.linearize(resnet50(), (3, 64, 64))
+    groups = nl.units(net)
+    assert (len(groups), sum(unit.channels for _, unit in groups)) == (49, 22720)
+    assert [name for name, _ in groups[:4]] == ["relu", "layer1.0.relu", "layer1.0.relu_1", "layer1.0.relu_2"]
+
+
+def test_channel_axis_follows_the_producer_or_the_override():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv1d(3, 4, 1), nn.Linear(7, 5)
+
+        def forward(self, x):
+            x = F.relu(self.conv(x))
+            x = F.relu(self.linear(x))
+            return F.relu(x.transpose(1, 2))
+
+    with pytest.raises(nl.UnsupportedNetwork, match=r"'relu_2'.*\(2, 5, 4\).*channel_axis=\{'relu_2': axis\}"):
+        nl.linearize(Sequence(), (3, 7))
+    net = nl.linearize(Sequence(), (3, 7), channel_axis={"relu_2": 1})
+    assert [unit.channels for _, unit in nl.units(net)] == [4, 5, 5]
+    with pytest.raises(nl.SpecError, match="'relu_9'"):
+        nl.linearize(Sequence(), (3, 7), channel_axis={"relu_2": 1, "relu_9": 1})
+    with pytest.raises(nl.SpecError, match="channel_axis of 'relu' is 3"):
+        nl.linearize(Sequence(), (3, 7), channel_axis=3)
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return F.relu(x) if x.sum() > 0 else x
+
+
+class ByShape(nn.Module):
+    def forward(self, x):
+        b, c = x.shape
+        return F.relu(x).view(b, c, 1) if x.dim() == 2 and len(x.shape) == 2 else x
+
+
+class FrozenDropout(nn.Module):
+    def forward(self, x):
+        return F.dropout(F.relu(x), 0.5, self.training)
+
+
+class View(nn.Module):
+    def forward(self, x):
+        y = x * 1
+        first = y[:, :1]
+        y.relu_()
+        return first + y
+
+
+def test_decisions_by_shape_are_followed():
+    net = nl.linearize(ByShape(), (4,))
+    assert net(torch.randn(5, 4)).shape == (5, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "words"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.GELU()), (2,), "calls no ReLU"),
+        (nn.Sequential(nn.Identity(), Branch()), (2,), "module '1', test_linearize.py line .*decides by the numbers"),
+        (FrozenDropout(), (64,), "training=self.training"),
+        (View(), (4,), "view"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (4,), "module '0'.*RuntimeError: mat1 and mat2"),
+        (nn.Sequential(nn.RNN(2, 2, nonlinearity="relu")), (3, 2), "recurrent layer"),
+        (nets.build("resnet8"), "3x8x8", "example_input is '3x8x8'"),
+        (nets.build("resnet8"), (), "example_input is"),
+    ],
+)
+def test_what_cannot_be_done_faithfully_is_refused(model, example, words):
+    with pytest.raises(nl.UnsupportedNetwork, match=words):
+        nl.linearize(model, example)
+
+
+def test_an_unknown_granularity_is_refused():
+    with pytest.raises(nl.SpecError, match="granularity is 'neuron'.*'channel', 'layer', 'pixel'"):
+        nl.linearize(nets.build("resnet8"), (3, 8, 8), granularity="neuron")
+
+
+def test_units_of_a_network_that_has_none():
+    with pytest.raises(nl.UnsupportedNetwork, match="no linearization units"):
+        nl.units(nn.Linear(2, 2))
+
+
+def test_copies_compiled_wrappers_and_state_dicts_keep_the_units():
+    net = nl.linearize(nets.build("resnet8"), (3, 8, 8))
+    nl.units(net)[2][1].active[3] = False
+    again = copy.deepcopy(net)
+    assert [name for name, _ in nl.units(again)] == [name for name, _ in nl.units(net)]
+    assert not nl.units(again)[2][1].active[3]
+    fresh = nl.linearize(nets.build("resnet8"), (3, 8, 8))
+    fresh.load_state_dict(net.state_dict())
+    assert nl.active_fraction(fresh) == nl.active_fraction(net) < 1
+
+
+# ------------------------------------------------------------------------------------------- penalty, freezing, the
+# goal
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    made = nl.linearize(nets.build("resnet8", width=0.5), (3, 8, 8))
+    with torch.no_grad():
+        for _, unit in nl.units(made):
+            unit.slope.uniform_(0, 1)
+    return made
+
+
+def slopes_of(net):
+    return [pair for _, unit in nl.units(net) for pair in zip(unit.slope.tolist(), unit.active.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 2])
+@pytest.mark.parametrize("target", [1.0, 0.0])
+def test_penalty_is_the_sum_over_active_units(net, p, target):
+    for _, unit in nl.units(net):
+        unit.active[::3] = False
+    penalty = nl.slope_penalty(net, p, target)
+    assert penalty.shape == ()
+    expected = math.fsum(abs(target - slope) ** p for slope, active in slopes_of(net) if active)
+    assert float(penalty.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_penalty_pushes_slopes_up_and_its_gradient_is_finite_everywhere(net):
+    with torch.no_grad():
+        nl.units(net)[0][1].slope[:3] = torch.tensor([1.0, 0.0, 1 - 1e-7])
+    nl.slope_penalty(net).backward()
+    for _, unit in nl.units(net):
+        assert unit.slope.grad.isfinite().all()
+        assert (unit.slope.grad <= 0).all()  # descending it raises the slope
+    first = nl.units(net)[0][1].slope
+    assert first.grad[0] == 0 and first.grad[1] == pytest.approx(-0.5)
+
+
+def test_penalty_refuses_an_exponent_that_is_not_positive(net):
+    with pytest.raises(nl.SpecError, match="exponent p .* is 0"):
+        nl.slope_penalty(net, p=0)
+
+
+def test_freezing_locks_what_exceeds_the_margin_for_good(net):
+    with torch.no_grad():
+        nl.units(net)[1][1].slope[:4] = torch.tensor([0.9901, 0.98999, 0.9, 1.0])
+    before = slopes_of(net)
+    expected = sum(slope > 0.99 for slope, _ in before)
+    assert nl.freeze_linear_(net) == expected >= 2
+    assert nl.freeze_linear_(net) == 0
+    for (old, _), (new, active) in zip(before, slopes_of(net), strict=True):
+        assert (new, active) == ((1.0, False) if old > 0.99 else (old, True))
+    unit = nl.units(net)[1][1]
+    assert unit.active[:4].tolist() == [False, True, True, False]
+    with torch.no_grad():  # momentum moves a locked slope; projecting brings it back, and it stays inactive
+        unit.slope[0] = 0.4
+    nl.project_slopes_(net)
+    assert unit.slope[0] == 1 and not unit.active[0]
+
+
+def test_a_wider_margin_freezes_more_and_a_silly_one_is_refused(net):
+    expected = sum(slope > 0.6 for slope, _ in slopes_of(net))
+    assert 0 < expected == nl.freeze_linear_(net, margin=0.4) < len(slopes_of(net))
+    for margin in (0, 1, -0.1):
+        with pytest.raises(nl.SpecError, match="margin"):
+            nl.freeze_linear_(net, margin)
+
+
+def test_projection_keeps_active_slopes_in_the_unit_interval(net):
+    with torch.no_grad():
+        nl.units(net)[0][1].slope[:3] = torch.tensor([-0.3, 1.7, 0.5])
+    nl.project_slopes_(net)
+    assert nl.units(net)[0][1].slope[:3].tolist() == [0.0, 1.0, 0.5]
+
+
+def test_no_weight_decay_on_slopes(net):
+    groups = nl.parameter_groups(net, 0.1)
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+    before = slopes_of(net)
+    weights = [p.detach().clone() for p in groups[0]["params"]]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert slopes_of(net) == before
+    assert any(not torch.equal(a, b) for a, b in zip(weights, groups[0]["params"], strict=True))
+    assert (
+        nl.parameter_groups(nn.Linear(2, 2), 0.1)[0]["weight_decay"] == 0.1
+        and len(nl.parameter_groups(nn.Linear(2, 2), 0.1)) == 1
+    )
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+@pytest.mark.parametrize("goal", [0.1, 0.5, 0.88])
+def test_goal_is_passed_by_at_most_one_unit(granularity, goal):
+    torch.manual_seed(1)
+    net = nl.linearize(nets.build("resnet14", width=0.25), (3, 8, 8), granularity=granularity)
+    controller = nl.GoalController(net, goal, omega=0.1)
+    largest = max(unit.weight for _, unit in nl.units(net)) / sum(unit.channels for _, unit in nl.units(net))
+    shares = []
+    for _ in range(40):
+        with torch.no_grad():
+            for _, unit in nl.units(net):
+                unit.slope += 0.2 * torch.rand(unit.slope.shape)
+        before = nl.active_fraction(net)
+        frozen = int(controller.freeze_())
+        nl.project_slopes_(net)
+        assert (frozen > 0) == (nl.active_fraction(net) < before)
+        shares.append(1 - nl.active_fraction(net))
+    assert controller.reached and shares == sorted(shares)
+    assert goal - 1e-6 <= shares[-1] <= goal + largest + 1e-6
+    assert float(controller.omega()) == 0 and int(controller.freeze_()) == 0
+
+
+def test_goal_locks_the_largest_slopes_first(net):
+    controller = nl.GoalController(net, 0.015, omega=0.1)
+    with torch.no_grad():
+        for _, unit in nl.units(net):
+            unit.slope.clamp_(max=0.9)
+        nl.units(net)[0][1].slope[:3] = torch.tensor([0.991, 0.999, 0.995])
+    assert int(controller.freeze_()) == math.ceil(0.015 * len(slopes_of(net))) == 2
+    assert nl.units(net)[0][1].active[:3].tolist() == [True, False, False]
+
+
+def test_omega_is_full_far_from_the_goal_and_falls_near_it(net):
+    controller = nl.GoalController(net, 0.5, omega=2.0, band=0.25, floor=0.1)
+    total, seen = len(slopes_of(net)), []
+    for _, unit in nl.units(net):
+        for i in range(unit.channels):
+            inactive = 1 - nl.active_fraction(net)
+            seen.append((inactive, float(controller.omega())))
+            unit.active[i] = False
+    for inactive, omega in seen:
+        expected = 0 if inactive >= 0.5 else 2.0 * min(1, 0.1 + 0.9 * (0.5 - inactive) / 0.25)
+        assert omega == pytest.approx(expected, abs=2e-5)
+    assert len(seen) == total
+
+
+@pytest.mark.parametrize("goal", [0, 1, -0.5, 1.5, float("nan")])
+def test_a_goal_outside_its_range_is_refused(net, goal):
+    with pytest.raises(nl.SpecError, match="goal share .* in \\(0, 1\\)"):
+        nl.GoalController(net, goal, omega=0.1)
+
+
+def test_a_negative_omega_is_refused(net):
+    with pytest.raises(nl.SpecError, match="ω is -1"):
+        nl.GoalController(net, 0.5, omega=-1)
+
+
+# -------------------------------------------------------------------------------------------------------------- masks
+
+
+def test_shares_and_width_count_channels():
+    model = nets.build("resnet8", width=0.5)
+    channel, layer, pixel = (nl.linearize(model, (3, 8, 8), granularity=g) for g in ("channel", "layer", "pixel"))
+    widths = [unit.channels for _, unit in nl.units(channel)]
+    for made in (channel, layer, pixel):
+        assert nl.active_fraction(made) == 1
+        assert nl.effective_width(made) == pytest.approx(sum(widths) / len(widths))
+    nl.units(channel)[0][1].active[:4] = False
+    nl.units(layer)[0][1].active[:] = False
+    nl.units(pixel)[0][1].active[:4, :, :4] = False  # half of the pixels of four channels
+    assert nl.active_fraction(channel) == pytest.approx(1 - 4 / sum(widths))
+    assert nl.active_fraction(layer) == pytest.approx(1 - widths[0] / sum(widths))
+    assert nl.active_fraction(pixel) == pytest.approx(1 - 2 / sum(widths))
+    assert nl.active_counts(pixel)["layer1.0.relu1"] == (pytest.approx(widths[0] - 2), widths[0])
+    assert nl.effective_width(channel) == pytest.approx((sum(widths) - 4) / len(widths))
+
+
+def test_masks_move_between_networks(net, tmp_path):
+    for i, (_, unit) in enumerate(nl.units(net)):
+        unit.active[i % 3 :: 3] = False
+    nl.save_masks(nl.masks(net), tmp_path / "masks.safetensors")
+    loaded = nl.load_masks(tmp_path / "masks.safetensors")
+    other = nl.linearize(nets.build("resnet8", width=0.5), (3, 8, 8))
+    nl.apply_masks_(other, loaded)
+    assert all(torch.equal(mask, loaded[name]) for name, mask in nl.masks(net).items())
+    for _, unit in nl.units(other):
+        assert unit.slope.tolist() == [0.0 if active else 1.0 for active in unit.active]
+    nl.apply_masks_(other, {name: torch.ones_like(mask) for name, mask in loaded.items()})
+    assert all(unit.slope.abs().max() == 0 for _, unit in nl.units(other))  # a unit that returns is a ReLU again
+    loaded["relu"].fill_(False)
+    assert nl.units(other)[-1][1].active.any()
+    assert list(tmp_path.iterdir()) == [tmp_path / "masks.safetensors"]
+
+
+def test_masks_that_do_not_fit_are_refused(net):
+    good = nl.masks(net)
+    with pytest.raises(nl.SpecError, match=r"missing groups \['relu'\], unknown groups \['elu'\]"):
+        nl.apply_masks_(net, {**{k: v for k, v in good.items() if k != "relu"}, "elu": good["relu"]})
+    with pytest.raises(nl.SpecError, match=r"'relu'.*\(3,\); expected torch.bool of shape \(32,\)"):
+        nl.apply_masks_(net, {**good, "relu": torch.ones(3, dtype=torch.bool)})
+    with pytest.raises(nl.SpecError, match="torch.float32"):
+        nl.apply_masks_(net, {**good, "relu": torch.ones(32)})
+    assert nl.active_fraction(net) == 1
+
+
+def test_permutations_keep_counts_and_shuffle_within_their_scope(net):
+    for i, (_, unit) in enumerate(nl.units(net)):
+        unit.active[: unit.channels // (i + 2)] = False
+    given = nl.masks(net)
+    kept = {name: mask.clone() for name, mask in given.items()}
+    layer = nl.permute_masks(given, "layer", torch.Generator().manual_seed(0))
+    whole = nl.permute_masks(given, "global", torch.Generator().manual_seed(0))
+    assert {n: int(m.sum()) for n, m in layer.items()} == {n: int(m.sum()) for n, m in given.items()}
+    assert sum(int(m.sum()) for m in whole.values()) == sum(int(m.sum()) for m in given.values())
+    assert {n: int(m.sum()) for n, m in whole.items()} != {n: int(m.sum()) for n, m in given.items()}
+    assert {n: m.shape for n, m in whole.items()} == {n: m.shape for n, m in given.items()}
+    assert any(not torch.equal(layer[n], given[n]) for n in given)
+    assert all(torch.equal(kept[n], given[n]) for n in given)
+    again = nl.permute_masks(given, "layer", torch.Generator().manual_seed(0))
+    assert all(torch.equal(layer[n], again[n]) for n in given)
+    with pytest.raises(nl.SpecError, match="'network'.*'layer' or 'global'"):
+        nl.permute_masks(given, "network")
+
+
+def test_a_damaged_mask_file_is_refused(net, tmp_path):
+    path = tmp_path / "masks.safetensors"
+    nl.save_masks(nl.masks(net), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(nl.RecordError, match="masks.safetensors cannot be read"):
+        nl.load_masks(path)
+    with pytest.raises(nl.RecordError, match="nothing.safetensors"):
+        nl.load_masks(tmp_path / "nothing.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"relu": torch.ones(3)}, path)
+    with pytest.raises(nl.RecordError, match="not bool"):
+        nl.load_masks(path)
