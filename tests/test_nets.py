@@ -1,0 +1,314 @@
+"""The networks against a functional rewrite of their definition, pinned counts and published results."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nladv_core import datasets, nets
+from nladv_core.errors import DataError, SpecError
+
+# --------------------------------------------------------------------------------------------------------- structure
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        ("resnet56", {}, 853_018),
+        ("resnet56v1", {}, 853_018),
+        ("resnet56", {"residual": False}, 853_018),
+        ("resnet20", {}, 269_722),
+        ("resnet32v1", {}, 464_154),
+        ("resnet44v1", {}, 658_586),
+        ("resnet20", {"classes": 100}, 275_572),
+        ("resnet20", {"in_channels": 1}, 269_434),
+        ("resnet56", {"shortcut": "B"}, 855_578),  # + 16 * 32 + 32 * 64
+        ("resnet56v1", {"shortcut": "B"}, 855_770),  # + two batch norms
+        ("resnet56", {"width": 2.0, "shortcut": "B"}, 3_421_226),
+    ],
+)
+def test_parameter_counts(name: str, options: dict, parameters: int) -> None:
+    assert sum(p.numel() for p in nets.build(name, **options).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet14v1", "resnet20", "resnet56", "resnet56v1"])
+@pytest.mark.parametrize("options", [{}, {"residual": False}, {"shortcut": "B", "width": 0.5}])
+def test_every_relu_is_a_module_called_once(name: str, options: dict) -> None:
+    net = nets.build(name, **options).eval()
+    depth = int(name.removeprefix("resnet").removesuffix("v1"))
+    channels: list[int] = []
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _module, _inputs, output: channels.append(output.shape[1]))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 16, 16))
+    assert len(channels) == depth - 1
+    planes = 16 * options.get("width", 1)
+    assert sum(channels) == planes + 14 * planes * (depth - 2) // 6
+
+
+@pytest.mark.parametrize("name", ["resnet14", "resnet14v1"])
+@pytest.mark.parametrize("options", [{}, {"shortcut": "B"}, {"residual": False}])
+def test_default_tracer_follows(name: str, options: dict) -> None:
+    net = nets.build(name, **options).eval()
+    traced = torch.fx.symbolic_trace(net)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(traced(x), net(x))
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    assert set(calls.values()) == {1}
+    functions = {node.target for node in traced.graph.nodes if node.op == "call_function"}
+    assert F.relu not in functions and torch.relu not in functions
+
+
+# A second writing of the definition: one function over the state dict, no module.
+
+
+def _norm(state: dict[str, Tensor], key: str, x: Tensor) -> Tensor:
+    mean, var = (state[f"{key}.running_{s}"][:, None, None] for s in ("mean", "var"))
+    weight, bias = (state[f"{key}.{s}"][:, None, None] for s in ("weight", "bias"))
+    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+
+def _widened(x: Tensor, planes: int, stride: int) -> Tensor:
+    small = x[:, :, ::stride, ::stride]
+    out = small.new_zeros(len(x), planes, *small.shape[2:])
+    front = (planes - x.shape[1]) // 2
+    out[:, front : front + x.shape[1]] = small
+    return out
+
+
+def _by_hand(state: dict[str, Tensor], x: Tensor, blocks: int, version: int, residual: bool, shortcut: str) -> Tensor:
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    if version == 1:
+        x = _norm(state, "bn1", x).clamp(min=0)
+    for stage in (1, 2, 3):
+        for block in range(blocks):
+            key = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            first, second = state[f"{key}.conv1.weight"], state[f"{key}.conv2.weight"]
+            if version == 1:
+                out = F.conv2d(x, first, stride=stride, padding=1)
+                out = F.conv2d(_norm(state, f"{key}.bn1", out).clamp(min=0), second, padding=1)
+                out = _norm(state, f"{key}.bn2", out)
+            else:
+                out = F.conv2d(_norm(state, f"{key}.bn1", x).clamp(min=0), first, stride=stride, padding=1)
+                out = F.conv2d(_norm(state, f"{key}.bn2", out).clamp(min=0), second, padding=1)
+            if residual and stride == 1:
+                out = out + x
+            elif residual and shortcut == "A":
+                out = out + _widened(x, len(second), stride)
+            elif residual and version == 1:
+                out = out + _norm(
+                    state, f"{key}.shortcut.1", F.conv2d(x, state[f"{key}.shortcut.0.weight"], stride=stride)
+                )
+            elif residual:
+                out = out + F.conv2d(x, state[f"{key}.shortcut.weight"], stride=stride)
+            x = out.clamp(min=0) if version == 1 else out
+    if version == 2:
+        x = _norm(state, "bn", x).clamp(min=0)
+    return x.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("residual", "shortcut"), [(True, "A"), (True, "B"), (False, "A")])
+@pytest.mark.parametrize(("width", "side"), [(1.0, 16), (5 / 16, 15)])  # odd planes, odd side
+def test_forward_is_the_definition(version: int, residual: bool, shortcut: str, width: float, side: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    net = nets.build(f"resnet14{'v1' if version == 1 else ''}", width=width, residual=residual, shortcut=shortcut)
+    net = net.double().eval()
+    with torch.no_grad():
+        for name, value in net.state_dict().items():  # statistics that a mistake cannot hide behind
+            if name.endswith(("running_mean", "bias")):
+                value.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float64))
+            elif name.endswith("running_var") or (value.dim() == 1 and value.is_floating_point()):
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator, dtype=torch.float64))
+        x = torch.randn(3, 3, side, side, generator=generator, dtype=torch.float64)
+        expected = _by_hand(net.state_dict(), x, 2, version, residual, shortcut)
+        torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8v1"])
+def test_trains_as_one_compiled_graph(name: str) -> None:
+    torch.manual_seed(0)
+    net = nets.build(name, width=0.25)
+    step = torch.compile(net, backend="eager", fullgraph=True)  # fullgraph: a graph break is an error
+    x, y = torch.randn(32, 3, 8, 8), torch.arange(32) % 10
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(30):
+        loss = F.cross_entropy(step(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_initial_values() -> None:
+    torch.manual_seed(0)
+    net = nets.build("resnet20", width=4)
+    weight = net.get_parameter("layer3.0.conv1.weight")  # 128 -> 256 planes: fan-out 9 * 256, fan-in 9 * 128
+    assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
+    torch.manual_seed(0)
+    again = nets.build("resnet20", width=4)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("resnet57", {}, "depth 57.*resnet56 or resnet62"),
+        ("resnet18v1", {}, "depth 18.*resnet14v1 or resnet20v1"),
+        ("resnet2", {}, "depth 2,.*resnet8"),
+        ("renset56", {}, "unknown network 'renset56'.*resnet56"),
+        ("ResNet-20", {}, "did you mean.*resnet20"),
+        ("resnet56v2", {}, "did you mean.*resnet56"),
+        ("vgg", {}, "unknown network 'vgg'.*for example"),
+        ("resnet020", {}, "unknown network"),
+        (56, {}, "by name"),
+        ("resnet8", {"width": 0}, "width is 0"),
+        ("resnet8", {"width": -1.0}, "width is -1.0"),
+        ("resnet8", {"width": float("nan")}, "width is nan"),
+        ("resnet8", {"width": "2"}, "width is '2'"),
+        ("resnet8", {"width": 0.01}, "leaves no channel"),
+        ("resnet8", {"shortcut": "C"}, "shortcut is 'C'"),
+        ("resnet8", {"classes": 1}, "classes is 1"),
+        ("resnet8", {"classes": 10.0}, "classes is 10.0"),
+        ("resnet8", {"in_channels": 0}, "in_channels is 0"),
+        ("resnet8", {"residual": "no"}, "residual is 'no'"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_sentence(name: str, options: dict, says: str) -> None:
+    with pytest.raises(SpecError, match=says) as caught:
+        nets.build(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------------- published weights
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nets.PublishedWeights:
+    """A published file of our own, in the layout of the real ones, in `tmp_path/weights`."""
+    torch.manual_seed(7)
+    state = {f"module.{key}": value for key, value in nets.build("resnet8v1").state_dict().items()}
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    (tmp_path / "weights").mkdir()
+    return _publish({"state_dict": state, "best_prec1": 10.0}, tmp_path / "weights", monkeypatch)
+
+
+def _publish(content: object, folder: Path, monkeypatch: pytest.MonkeyPatch) -> nets.PublishedWeights:
+    path = folder / "ours.th"
+    torch.save(content, path)
+    entry = replace(
+        nets.PUBLISHED["akamaster/resnet20"],
+        file=path.name,
+        net="resnet8v1",
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    monkeypatch.setattr(nets, "PUBLISHED", {**nets.PUBLISHED, "test/ours": entry})
+    return entry
+
+
+def test_published_weights_load(published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NLADV_DATA", str(tmp_path))
+    net = nets.load_published("test/ours")
+    stored = torch.load(tmp_path / "weights" / published.file, weights_only=True)["state_dict"]
+    for key, value in stored.items():
+        assert torch.equal(net.state_dict()[key.removeprefix("module.")], value)
+    assert not any(module.training for module in net.modules())
+    assert nets.load_published("test/ours", folder=tmp_path / "weights").state_dict().keys() == net.state_dict().keys()
+
+
+def test_published_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NLADV_DATA", raising=False)
+    with pytest.raises(DataError, match=r"NLADV_DATA is not set.*download it from https://.*resnet20-12fca82f\.th"):
+        nets.load_published("akamaster/resnet20")
+    monkeypatch.setenv("NLADV_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"there is no file .*weights.*into the folder weights.*NLADV_DATA"):
+        nets.load_published("akamaster/resnet20")
+    (tmp_path / "weights" / "resnet20-12fca82f.th").mkdir(parents=True)
+    with pytest.raises(DataError, match="cannot be read"):
+        nets.load_published("akamaster/resnet20")
+    with pytest.raises(SpecError, match="did you mean .*akamaster/resnet20"):
+        nets.load_published("akamaster/resnet21")
+
+
+def test_damaged_published_weights(published, tmp_path: Path) -> None:
+    path = tmp_path / "weights" / published.file
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    found = hashlib.sha256(damaged).hexdigest()
+    with pytest.raises(DataError, match=f"has SHA-256 {found}, expected {published.sha256}.*download it again"):
+        nets.load_published("test/ours", folder=path.parent)
+
+
+class _Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["NLADV_TEST_BOMB"],))
+
+
+def test_published_weights_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = tmp_path / "exploded"
+    monkeypatch.setenv("NLADV_TEST_BOMB", str(bomb))
+    _publish({"state_dict": _Bomb()}, tmp_path, monkeypatch)
+    with pytest.raises(DataError, match="cannot read it"):
+        nets.load_published("test/ours", folder=tmp_path)
+    assert not bomb.exists()
+    pickle.loads(pickle.dumps(_Bomb()))  # the bomb is live: an unguarded load would have made the folder
+    assert bomb.is_dir()
+
+
+def _packs() -> Path | None:
+    """The folder of real data, where this machine has one: NLADV_DATA, else shared/data beside the repository."""
+    named = os.environ.get("NLADV_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    return folder if (folder / "weights").is_dir() and (folder / "cifar10").is_dir() else None
+
+
+PACKS = _packs()
+
+
+@pytest.mark.skipif(PACKS is None, reason="no weights and CIFAR-10 packs: set NLADV_DATA to a folder that holds them")
+@pytest.mark.parametrize("name", list(nets.PUBLISHED))
+def test_published_accuracy(
+    name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert PACKS is not None
+    # Only the test split is wanted: its pack also stands in for the training packs, whose decoding would take longer
+    # than everything else here. Folder and cache are shared by all tests (and by xdist's workers, under the file lock).
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "published-accuracy"
+    (shared / "cifar10").mkdir(parents=True, exist_ok=True)
+    for link in ("cifar10-test.parquet", "cifar10-train.parquet"):
+        with contextlib.suppress(FileExistsError):
+            (shared / "cifar10" / link).symlink_to(PACKS / "cifar10" / "cifar10-test.parquet")
+    monkeypatch.setenv("NLADV_DATA", str(shared))
+    monkeypatch.setenv("NLADV_CACHE", str(shared / "cache"))
+    data = datasets.load("cifar10", train=1)
+
+    published = nets.PUBLISHED[name]
+    net = nets.load_published(name, folder=PACKS / "weights").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    right = 0
+    with torch.inference_mode():
+        for images, labels in zip(data.test_images.split(100), data.test_labels.split(100), strict=True):
+            x = datasets.normalize(images, published.mean, published.std)
+            right += int((net(x.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum())
+    assert len(data.test_labels) == 10_000
+    assert right == round(published.accuracy * 100)
