@@ -363,7 +363,10 @@ def test_goal_is_passed_by_at_most_one_unit(granularity, goal):
             for _, unit in nl.units(net):
                 unit.slope += 0.2 * torch.rand(unit.slope.shape)
         before = nl.active_fraction(net)
+        ready = [unit.slope > 1 - 0.01 for _, unit in nl.units(net)]
         frozen = int(controller.freeze_())
+        for (_, unit), near in zip(nl.units(net), ready, strict=True):
+            assert near[~unit.active].all()  # only what had come within the margin (or was locked, at exactly 1)
         nl.project_slopes_(net)
         assert (frozen > 0) == (nl.active_fraction(net) < before)
         shares.append(1 - nl.active_fraction(net))
