@@ -118,8 +118,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         # fewer steps need a larger omega; lengths and rates were chosen so that a parent trains to a plateau.
         "smoke-train": _sgd(2, (), 0.05, 64, flip=False),
         "smoke-linearize": _sgd(2, (), 0.05, 64, flip=False),
-        "quick-train": _sgd(6, (4,), 0.1, 64, flip=False),
-        "quick-linearize": _sgd(4, (2,), 0.05, 64, flip=False),
+        "quick-train": _sgd(10, (7, 9), 0.1, 64, flip=False),
+        "quick-linearize": _sgd(4, (3,), 0.1, 64, flip=False),
         "reduced-train": _sgd(30, (18, 25), 0.1, 128),
         "reduced-linearize": _sgd(12, (6, 10), 0.05, 128),
     }

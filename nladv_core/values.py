@@ -20,7 +20,7 @@ from nladv_core.errors import SpecError
 
 
 @cache
-def hints(cls: type) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     """Declared type of each field of a dataclass, annotations resolved."""
     every = get_type_hints(cls)
     return {f.name: every[f.name] for f in fields(cls)}

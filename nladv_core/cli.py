@@ -1,0 +1,159 @@
+"""The `nladv` command: compute runs, say what is there, execute a chapter, render the book.
+
+Whatever a user can cause is told in one sentence on standard error, with exit status 2. Libraries are imported when a
+command needs them, so that `nladv --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nladv_core.errors import NladvError, SpecError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.command(parsed)
+    except NladvError as error:
+        print(f"nladv: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nladv: interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `nladv status | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nladv", description="Runs, chapters and book of Nonlinear Advantage.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
+
+    run = add("run", _run, "Compute the missing runs of a chapter, or the run that a JSON file specifies.")
+    run.add_argument("what", metavar="chapter|spec.json")
+    run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    status = add("status", _status, "Say which runs are stored, chapter by chapter.")
+    chapter = add("chapter", _chapter, "Execute one chapter with papermill.")
+    chapter.add_argument("what", metavar="chapter")
+    chapter.add_argument("-o", "--output", type=Path, help="the executed notebook (default: under build/)")
+    book = add("book", _book, "Execute the chapters that changed and render the book.")
+    for command in (run, status, chapter, book):
+        command.add_argument("--tier", help="smoke, quick, reduced or paper (default: quick)")
+    for command in (run, chapter):
+        command.add_argument(
+            "-p",
+            dest="parameters",
+            nargs=2,
+            action="append",
+            default=[],
+            metavar=("NAME", "VALUE"),
+            help="a parameter of the chapter; lists as [1,2] or 1,2",
+        )
+    return parser
+
+
+def _parameters(parsed: argparse.Namespace) -> dict[str, Any]:
+    given = {name: _value(text) for name, text in parsed.parameters}
+    if parsed.tier is not None:
+        given["tier"] = parsed.tier
+    return given
+
+
+def _value(text: str) -> Any:
+    """A parameter from the command line: null, true, a number, a list of them (commas do), or else a string."""
+    words = {"null": None, "None": None, "true": True, "True": True, "false": False, "False": False}
+    if text in words:
+        return words[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)  # 1. and .5 and +1, which JSON does not know
+    except ValueError:
+        pass
+    if text.startswith("["):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise SpecError(f"the value {text!r} is not a list; write it as [1,2] or 1,2") from None
+    if "," in text:
+        return [_value(part.strip()) for part in text.split(",") if part.strip()]
+    return text
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    from nladv_core import experiments, runs
+
+    given = _parameters(parsed)
+    if parsed.what.endswith(".json"):
+        if given:
+            raise SpecError("a run given as a file takes no parameters; write them into the file")
+        spec = runs.RunSpec.from_json(_json(Path(parsed.what)))
+        frame = runs.run([spec], workers=parsed.workers)
+    else:
+        frame = experiments.chapter(parsed.what, given).run(workers=parsed.workers)
+    if frame.empty:
+        print("nothing to compute: this chapter needs no runs")
+        return
+    columns = ["key", "net", "data", "seed", "granularity", "omega", "test_accuracy", "napl", "active_fraction"]
+    print(frame[columns].to_string(index=False))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read ({error.strerror}); give a chapter or a JSON file with a run") from None
+    except ValueError as error:
+        raise SpecError(f"{path} is not JSON ({error}); expected the fields of a run") from None
+
+
+def _status(parsed: argparse.Namespace) -> None:
+    from nladv_core import experiments
+    from nladv_core.store import Store
+
+    store = Store()
+    keys = set(store.keys())
+    print(f"{len(keys)} runs in {store.folder}" + (f" and {len(store.also)} folders beside it" if store.also else ""))
+    tiers = [parsed.tier] if parsed.tier is not None else list(experiments.TIERS)
+    for name in experiments.CHAPTERS:
+        for tier in tiers:
+            specs = experiments.chapter(name, {"tier": tier, "device": "cpu"}).specs()
+            if not specs:
+                continue
+            states = [store.state(spec) for spec in specs]
+            told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["done", *sorted(states)])]
+            print(f"{name:24s} {tier:8s} {', '.join(told)}, of {len(specs)}")
+
+
+def _chapter(parsed: argparse.Namespace) -> None:
+    from nladv_core import book, experiments
+
+    given = _parameters(parsed)
+    kind = next((kind for name, kind in experiments.CHAPTERS.items() if name.startswith(f"{parsed.what}_")), None)
+    print(book.run_chapter(kind.name if kind else parsed.what, given, parsed.output))
+
+
+def _book(parsed: argparse.Namespace) -> None:
+    from nladv_core import book
+
+    print(book.render(**({} if parsed.tier is None else {"tier": parsed.tier})))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
