@@ -124,7 +124,7 @@ class ResNet(nn.Module):
     * unit groups: d - 1. v1: the stem's, then two per block. v2: two per block, then the final one. ResNet-56: 55.
       Units, v1: w + 14nw (ResNet-56: 2,032). v2: the first group of each widening block still has the narrow width,
       the final one 4w; the sum is again w + 14nw.
-    * parameters, shortcut "A": w² (378n - 81) + 9 w in_channels + 2 (w + 14nw) + (4w + 1) classes, the same for both
+    * parameters, shortcut "A": w² (378n - 90) + 9 w in_channels + 2 (w + 14nw) + (4w + 1) classes, the same for both
       versions and without residuals. Width 1, 10 classes: ResNet-20 269,722; -32 464,154; -44 658,586; -56 853,018.
       "B" adds 10 w² for its two 1x1 convolutions, in v1 also 12 w for their batch norms.
     * all-active NAPL (PAPER: App. A), residual: v2 3n + 2 with shortcut "A", 3n + 1 with "B"; v1 4.5n + 1.5 and

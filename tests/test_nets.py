@@ -34,7 +34,11 @@ from nladv_core.errors import DataError, SpecError
         ("resnet20", {"in_channels": 1}, 269_434),
         ("resnet56", {"shortcut": "B"}, 855_578),  # + 16 * 32 + 32 * 64
         ("resnet56v1", {"shortcut": "B"}, 855_770),  # + two batch norms
-        ("resnet56", {"width": 2.0, "shortcut": "B"}, 3_421_226),
+        (
+            "resnet56",
+            {"width": 2.0, "shortcut": "B"},
+            3_412_010,
+        ),  # 32² (378 * 9 - 90) + 9 * 32 * 3 + 2 * 4064 + 1290 + 10 * 32²
     ],
 )
 def test_parameter_counts(name: str, options: dict, parameters: int) -> None:
