@@ -152,7 +152,7 @@ def _chapter(parsed: argparse.Namespace) -> None:
 def _book(parsed: argparse.Namespace) -> None:
     from nladv_core import book
 
-    print(book.render(**({} if parsed.tier is None else {"tier": parsed.tier})))
+    print(book.build(**({} if parsed.tier is None else {"tier": parsed.tier})))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""The paper's tables, against the numbers as printed there (App. C.2), and what a recipe refuses."""
+
+import pytest
+
+from nladv_core.errors import SpecError
+from nladv_core.recipes import RECIPES, Recipe
+
+# epochs, lr, batch, weight decay, {epoch: learning rate there}
+PRINTED = {
+    "cifar-train": (200, 0.1, 256, 1e-4, {0: 0.1, 99: 0.1, 100: 0.01, 149: 0.01, 150: 0.001, 199: 0.001}),
+    "cinic-train": (200, 0.1, 256, 1e-4, {99: 0.1, 100: 0.01, 150: 0.001}),
+    "tiny-imagenet-train": (80, 0.1, 128, 1e-4, {69: 0.1, 70: 0.01, 75: 0.001}),
+    "cifar-linearize": (60, 0.1, 256, 1e-4, {19: 0.1, 20: 0.01, 40: 0.001}),
+    "cifar-linearize-30": (30, 0.1, 256, 1e-4, {9: 0.1, 10: 0.01, 20: 0.001}),
+    "cinic-linearize": (34, 0.1, 256, 1e-4, {9: 0.1, 10: 0.01, 22: 0.001}),
+    "imagenet-linearize": (6, 0.01, 40, 1e-4, {1: 0.01, 2: 0.001, 4: 0.0001}),
+    "multi30k-train": (200, 0.00082, 30, 0.0, {159: 0.00082, 160: 0.000082, 180: 0.0000082}),
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_a_recipe_of_the_paper_has_its_printed_values(name: str) -> None:
+    recipe = RECIPES[name]
+    epochs, lr, batch, decay, rates = PRINTED[name]
+    assert (recipe.epochs, recipe.lr, recipe.batch, recipe.weight_decay) == (epochs, lr, batch, decay)
+    for epoch, rate in rates.items():
+        assert recipe.lr_at(epoch) == pytest.approx(rate, rel=1e-12)
+    if name != "multi30k-train":
+        assert (recipe.optimizer, recipe.momentum) == ("sgd", 0.9)
+
+
+def test_the_translation_recipe_names_its_optimiser() -> None:
+    recipe = RECIPES["multi30k-train"]
+    assert (recipe.optimizer, recipe.betas, recipe.warmup_steps, recipe.accumulate) == ("adam", (0.9, 0.98), 2900, 10)
+    assert recipe.label_smoothing == 0.1
+
+
+def test_digits_are_never_mirrored() -> None:
+    assert not any(recipe.flip for name, recipe in RECIPES.items() if name.startswith(("smoke", "quick")))
+    assert all(
+        recipe.flip for name, recipe in RECIPES.items() if name.startswith(("cifar", "cinic", "tiny", "reduced"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"epochs": 0}, "epochs is 0, expected at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5, expected an integer"),
+        ({"batch": True}, "batch is True, expected an integer"),
+        ({"lr": 0}, "lr is 0"),
+        ({"lr": "fast"}, "lr is 'fast', expected a finite number"),
+        ({"lr": float("inf")}, "lr is inf"),
+        ({"milestones": (2, 2)}, "strictly increasing"),
+        ({"milestones": (0,)}, "milestones"),
+        ({"milestones": (10,)}, "drop or move"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"weight_decay": -1e-4}, "weight_decay"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"optimizer": "lion"}, "'lion', expected one of sgd, adam"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(change: dict[str, object], told: str) -> None:
+    with pytest.raises(SpecError, match=".*") as refusal:
+        Recipe(**{"epochs": 10, "lr": 0.1, "batch": 8} | change)  # type: ignore[arg-type]
+    assert told in str(refusal.value)
+
+
+def test_a_shortened_recipe_keeps_the_proportions() -> None:
+    short = RECIPES["cifar-linearize"].shortened(6)
+    assert (short.epochs, short.milestones, short.lr) == (6, (2, 4), 0.1)
+    assert RECIPES["cifar-linearize"].shortened(1).milestones == ()

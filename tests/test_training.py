@@ -1,0 +1,237 @@
+"""The training loop on networks and data small enough to follow by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nladv_core import training
+from nladv_core.datasets import ImageData
+from nladv_core.errors import SpecError
+from nladv_core.linearize import active_fraction, linearize, units
+from nladv_core.recipes import RECIPES, Recipe
+
+
+def images(train: int = 96, test: int = 64, seed: int = 0, noise: float = 0.3) -> ImageData:
+    """Two classes of 4 x 4 images, bright above or bright below, so that a little network learns them at once."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def split(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(count) % 2
+        pictures = torch.full((count, 3, 4, 4), 0.5)
+        pictures[labels == 0, :, :2] += 0.25
+        pictures[labels == 1, :, 2:] += 0.25
+        pictures += noise * (torch.rand(pictures.shape, generator=generator) - 0.5)
+        return (pictures.clamp(0, 1) * 255).to(torch.uint8), labels
+
+    (a, b), (c, d) = split(train), split(test)
+    half, quarter = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    return ImageData("made", a, b, c, d, ("above", "below"), half, quarter, "none", "made for a test", True)
+
+
+def network(seed: int = 0, width: int = 8) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * width, 2),
+    )
+
+
+RECIPE = Recipe(epochs=4, milestones=(3,), lr=0.05, batch=16, flip=True)
+
+
+def fitted(net: nn.Module, recipe: Recipe = RECIPE, data: ImageData | None = None, **more: Any) -> list[dict[str, Any]]:
+    return list(training.fit(net, data or images(), recipe, seed=3, **more))
+
+
+def sloped(seed: int = 0, granularity: Any = "channel", width: int = 8) -> nn.Module:
+    return linearize(network(seed, width), (3, 4, 4), granularity=granularity)
+
+
+def test_rows_say_what_happened() -> None:
+    rows = fitted(network())
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.05, 0.05, 0.005])
+    assert rows[-1]["test_accuracy"] == 1.0 and rows[-1]["train_accuracy"] > 0.9
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert all(row["active_fraction"] == 1 and row["active"] == [] for row in rows)
+
+
+def test_the_same_arguments_give_the_same_numbers_and_another_seed_does_not() -> None:
+    first, again = fitted(network(), data=images(noise=2)), fitted(network(), data=images(noise=2))
+    assert first == again
+    other = list(training.fit(network(), images(noise=2), RECIPE, seed=4))
+    assert other != first
+
+
+def test_the_result_is_that_of_the_final_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels of the test split are turned over after two epochs: accuracy falls, and the last row must say so."""
+    data = images()
+    net = network()
+    rows = []
+    for row in training.fit(net, data, RECIPE, seed=3):
+        rows.append(row)
+        if row["epoch"] == 2:
+            data.test_labels.copy_(1 - data.test_labels)
+    assert rows[1]["test_accuracy"] == 1.0
+    assert rows[-1]["test_accuracy"] < 0.1
+    net.eval()
+    logits = net((data.test_images.float() / 255 - 0.5) / 0.25)
+    assert rows[-1]["test_accuracy"] == float((logits.argmax(1) == data.test_labels).float().mean())
+
+
+def test_test_accuracy_is_measured_in_eval_mode_and_counts_a_last_small_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = images(test=1003)
+    net = network()
+    fitted(net, data=data)
+    wrong = data.test_labels.clone()
+    wrong[-3:] = 1 - wrong[-3:]
+    data.test_labels.copy_(wrong)
+    assert training.accuracy(net, data) == pytest.approx(1000 / 1003)
+    assert not net.training
+
+
+def test_slopes_carry_no_weight_decay() -> None:
+    """With no gradient from the data (the head's weights are 0) only weight decay could move a slope."""
+    heavy = Recipe(epochs=1, lr=0.1, batch=96, momentum=0.0, weight_decay=1.0, flip=False)
+    net = sloped()
+    for _, unit in units(net):
+        unit.slope.data.fill_(0.5)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    head = next(p for name, p in net.named_parameters() if p.shape == (2, 128))
+    head.data.zero_()  # no gradient flows below the head
+    fitted(net, heavy)
+    for name, unit in units(net):
+        assert torch.equal(unit.slope, before[f"{name}.slope"])
+    assert float(net.get_parameter("0.weight").detach().norm()) == pytest.approx(
+        float(before["0.weight"].norm()) * 0.9, rel=1e-5
+    )
+
+
+def test_omega_drives_units_to_the_line_and_more_of_it_drives_more() -> None:
+    shares = [fitted(sloped(), omega=omega)[-1]["active_fraction"] for omega in (0.0, 0.3, 2.0)]
+    assert shares[0] == 1.0
+    assert shares[0] > shares[1] > shares[2]
+    assert shares[2] < 0.1
+
+
+def test_without_omega_slopes_learn_but_nothing_locks() -> None:
+    net = sloped()
+    for _, unit in units(net):
+        unit.slope.data.fill_(0.995)
+    fitted(net)
+    assert active_fraction(net) == 1.0
+    assert any((unit.slope != 0.995).any() for _, unit in units(net))
+    assert all(((unit.slope >= 0) & (unit.slope <= 1)).all() for _, unit in units(net))
+
+
+def test_given_masks_stay_as_they_are() -> None:
+    net = sloped()
+    for _, unit in units(net):
+        unit.active[::2] = False
+    rows = fitted(net)
+    assert rows[-1]["active_fraction"] == 0.5
+    for _, unit in units(net):
+        assert not unit.active[::2].any() and unit.active[1::2].all()
+        assert (unit.slope[::2] == 1).all()
+
+
+@pytest.mark.parametrize("goal", [0.3, 0.5, 0.88])
+@pytest.mark.parametrize("omega", [0.3, 5.0])
+def test_a_goal_is_reached_and_passed_by_less_than_one_unit(goal: float, omega: float) -> None:
+    net = sloped(width=12)
+    rows = fitted(net, Recipe(epochs=12, lr=0.05, batch=16), omega=omega, goal=goal)
+    inactive = sum(int((~unit.active).sum()) for _, unit in units(net))
+    assert goal * 24 <= inactive < goal * 24 + 1
+    assert rows[-1]["omega"] == 0.0, "the regularizer must stop at the goal"
+    assert rows[0]["omega"] <= omega * (1 + 1e-6)
+
+
+def test_pulling_back_takes_active_slopes_towards_the_relu() -> None:
+    long = Recipe(epochs=10, lr=0.05, batch=16)
+
+    def remaining(pull_back: bool) -> float:
+        net = sloped()
+        fitted(net, long, omega=0.5, goal=0.5, pull_back=pull_back)
+        return sum(float(unit.slope[unit.active].detach().sum()) for _, unit in units(net))
+
+    assert remaining(True) < 0.2 * remaining(False)
+
+
+def test_before_its_start_epoch_no_slope_moves() -> None:
+    net = sloped()
+    seen = []
+    for row in training.fit(net, images(), RECIPE, seed=3, omega=0.5, start=2):
+        seen.append((row["omega"], max(float(unit.slope.detach().max()) for _, unit in units(net))))
+    assert seen[0] == seen[1] == (0.0, 0.0)
+    assert seen[2][0] == 0.5 and seen[2][1] > 0
+
+
+def test_up_to_its_start_epoch_a_run_is_the_plain_one() -> None:
+    plain, late = fitted(network()), fitted(sloped(), omega=0.5, start=3)
+    keys = ("lr", "train_loss", "train_accuracy", "test_accuracy")
+    for a, b in zip(plain[:3], late[:3], strict=True):
+        assert [b[key] for key in keys] == pytest.approx([a[key] for key in keys], rel=1e-4)
+
+
+def test_the_penalty_is_no_part_of_the_reported_loss() -> None:
+    one_step = Recipe(epochs=1, lr=1e-9, batch=96, flip=False)
+    plain, heavy = fitted(sloped(), one_step), fitted(sloped(), one_step, omega=100.0)
+    assert heavy[0]["train_loss"] == pytest.approx(plain[0]["train_loss"], rel=1e-6)
+
+
+def test_layer_wise_counts_are_in_channels() -> None:
+    rows = fitted(sloped(granularity="layer"), omega=0.2)
+    assert set(rows[-1]["active"]) <= {0.0, 8.0}
+    assert rows[-1]["active_fraction"] == sum(rows[-1]["active"]) / 16
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_cause() -> None:
+    with pytest.raises(training.TrainingDiverged, match=r"in epoch 1 of 2; .*lower lr \(now 1e\+30\)"):
+        fitted(network(), Recipe(epochs=2, lr=1e30, batch=16))
+
+
+def test_bfloat16_learns_too() -> None:
+    assert fitted(sloped(), precision="bfloat16", omega=0.05)[-1]["test_accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"omega": -0.1}, "omega is -0.1"),
+        ({"omega": float("nan")}, "omega is nan"),
+        ({"omega": 0.1, "goal": 1.0}, "goal is 1"),
+        ({"goal": 0.5}, "goal share needs omega"),
+        ({"omega": 0.1, "pull_back": True}, "pull_back"),
+        ({"start": 4}, "start is 4"),
+        ({"precision": "float16"}, "precision is 'float16'"),
+    ],
+)
+def test_contradictions_are_refused_before_the_first_step(more: dict[str, Any], told: str) -> None:
+    net = sloped()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(SpecError, match=".*") as refusal:
+        training.fit(net, images(), RECIPE, seed=0, **more)
+    assert told in str(refusal.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_plain_network_takes_no_omega_and_images_no_text_recipe() -> None:
+    with pytest.raises(SpecError, match="linearize it first"):
+        training.fit(network(), images(), RECIPE, seed=0, omega=0.1)
+    with pytest.raises(SpecError, match="for text"):
+        training.fit(network(), images(), RECIPES["multi30k-train"], seed=0)
+
+
+def test_streams_differ_by_seed_purpose_and_epoch_and_are_pinned() -> None:
+    names = [(seed, what, epoch) for seed in range(20) for what in ("order", "flip") for epoch in range(20)]
+    low_bits = {training.stream(*name) % 2**32 for name in names}
+    assert len(low_bits) == len(names)
+    assert training.stream(0, "order", 0) == 14568928064228822
