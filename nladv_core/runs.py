@@ -267,13 +267,15 @@ class _Schedule:
         return self.waiting.pop(max(ready, key=self.worth.__getitem__)) if ready else None
 
     def report(self, message: dict[str, Any]) -> None:
-        """Take in what a run reports: an epoch, its end, or its failure."""
+        """Take in what a run reports: an epoch, a warning, its end, or its failure."""
         spec = RunSpec.from_json(message["spec"])
         if message["event"] == "epoch":
             self.bar.update(1)
         elif message["event"] == "done":
             self.unfinished.discard(spec.key())
             self.bar.set_postfix_str(f"{self.total - len(self.unfinished)} of {self.total} runs")
+        elif message["event"] == "warning":
+            warnings.warn(message["text"], RecordWarning, stacklevel=2)
         else:
             self.fail(spec, message["reason"])
 
@@ -312,7 +314,7 @@ def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> No
                     schedule.fail(busy.pop(number), f"its worker process ended with {how}; run it again")
                 continue
             schedule.report(message)
-            if message["event"] != "epoch":
+            if message["event"] in ("done", "failed"):
                 del busy[number]
                 idle.add(number)
     for spec in schedule.waiting.values():
@@ -329,10 +331,12 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
 
     try:
         with store.lock(spec):
-            if not _usable(spec, store, job["refresh"]):
-                if store.state(spec) == "damaged":
-                    names = ", ".join(path.name for path in store.set_aside(spec))
-                    warnings.warn(f"run {spec} was damaged; set aside as {names}", RecordWarning, stacklevel=2)
+            # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
+            if not _usable(spec, store, job["refresh"], weights=True):
+                damaged = store.state(spec) in ("damaged", "done")
+                names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
+                if names:
+                    say("warning", text=f"run {spec} was damaged and is computed again; set aside as {names}")
                 compute(spec, store, device=job["device"], on_epoch=lambda row: say("epoch"))
         say("done")
     except NladvError as error:

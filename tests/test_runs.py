@@ -1,0 +1,494 @@
+"""Specifications and keys, the store under damage and murder, and many runs at once."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nladv_core import runs, store, training
+from nladv_core.errors import RecordError, SpecError
+from nladv_core.linearize import active_counts
+from nladv_core.paths import path_length
+from nladv_core.recipes import RECIPES, Recipe
+from nladv_core.runs import Record, RecordWarning, RunFailed, RunSpec, Store, run
+
+RECIPE = Recipe(epochs=2, lr=0.05, batch=32, flip=False)
+
+
+def small(**more: Any) -> RunSpec:
+    fields: dict[str, Any] = {"data": "digits", "net": "resnet8", "width": 0.125, "size": 8, "train": 96, "test": 50}
+    return RunSpec(**(fields | {"recipe": RECIPE} | more))
+
+
+PARENT = small()
+CHILD = small(parent=PARENT, omega=2.0)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with one parent and one linearization; copy it before doing damage."""
+    folder = tmp_path_factory.mktemp("filled")
+    run([CHILD, PARENT], Store(folder, also=()), progress=False)
+    return Store(folder, also=())
+
+
+@pytest.fixture
+def copied(filled: Store, tmp_path: Path) -> Store:
+    shutil.copytree(filled.folder, tmp_path / "runs")
+    return Store(tmp_path / "runs", also=())
+
+
+# ------------------------------------------------------------------------------------------------- specs and keys
+
+
+def test_keys_are_pinned() -> None:
+    """Whoever changes these makes every committed record unreachable."""
+    parent = RunSpec(data="cifar10", net="resnet56", recipe=RECIPES["cifar-train"])
+    child = replace(parent, parent=parent, recipe=RECIPES["cifar-linearize"], omega=0.003, seed=1)
+    retrained = replace(parent, parent=child, masks="layer", seed=2)
+    assert [spec.key() for spec in (parent, child, retrained, PARENT)] == PINNED
+
+
+PINNED = ["820c586a4a46", "3d02d631a76b", "1d9b20eae37a", "3dc6ddd95169"]
+
+
+def test_a_key_is_a_digest_of_what_differs_from_the_defaults() -> None:
+    """Recomputed by hand, from the text as it must be."""
+    import hashlib
+
+    spec = RunSpec(data="cifar10", net="resnet20", recipe=Recipe(epochs=3, lr=1, batch=64), omega=0.5)
+    text = '{"data":"cifar10","net":"resnet20","omega":0.5,"recipe":{"batch":64,"epochs":3,"lr":1.0}}'
+    assert spec.key() == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_equal_values_have_equal_keys_whatever_their_type() -> None:
+    plain = RunSpec(data="cifar10", net="resnet8", recipe=Recipe(epochs=2, lr=1, batch=8), omega=1, seed=3)
+    other = RunSpec(
+        data="cifar10",
+        net="resnet8",
+        recipe=Recipe(epochs=2.0, lr=np.float32(1), batch=np.int64(8), milestones=[]),  # type: ignore[arg-type]
+        omega=np.float64(1),
+        seed=np.int32(3),  # type: ignore[arg-type]
+        size=32,
+        width=1,
+    )
+    assert plain == other and plain.key() == other.key() and hash(plain) == hash(other)
+    digits = RunSpec(data="digits", net="resnet8", recipe=RECIPE)
+    assert digits.key() == replace(digits, size=16, difficulty=0.5, train=6000, test=2000).key()
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seed": 1},
+    {"net": "resnet8v1"},
+    {"width": 0.25},
+    {"residual": False},
+    {"shortcut": "B"},
+    {"size": 9},
+    {"difficulty": 0.4},
+    {"train": 97},
+    {"test": 51},
+    {"recipe": replace(RECIPE, lr=0.06)},
+    {"precision": "bfloat16"},
+    {"omega": 1.0},
+    {"omega": 1.0, "start": 1},
+    {"omega": 1.0, "goal": 0.5},
+    {"omega": 1.0, "goal": 0.5, "pull_back": True},
+    {"omega": 1.0, "granularity": "layer"},
+    {"omega": 1.0, "p": 1.0},
+    {"omega": 1.0, "margin": 0.02},
+    {"parent": PARENT},
+    {"parent": CHILD},
+    {"parent": CHILD, "masks": "exact"},
+    {"parent": CHILD, "masks": "layer"},
+]
+
+
+def test_every_field_is_part_of_the_key_and_survives_json() -> None:
+    specs = [PARENT, *(small(**change) for change in CHANGES)]
+    assert len({spec.key() for spec in specs}) == len(specs)
+    named = {name for change in CHANGES for name in change}
+    assert named == set(RunSpec.__dataclass_fields__) - {"data"}
+    for spec in specs:
+        again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
+        assert again == spec and again.key() == spec.key()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"omega": -1}, "omega is -1, expected at least 0"),
+        ({"omega": float("nan")}, "omega is nan"),
+        ({"omega": "0.1"}, "omega is '0.1', expected a finite number"),
+        ({"omega": 1, "goal": 0.0}, "goal is 0"),
+        ({"omega": 1, "goal": 1.0}, "goal is 1"),
+        ({"data": "cifra10"}, "did you mean 'cifar10'?"),
+        ({"net": "resnet9"}, "resnet8"),
+        ({"omega": 1, "granularity": "chanel"}, "did you mean 'channel'?"),
+        ({"omega": 1, "start": 2}, "start is 2"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": True}, "seed is True, expected an integer"),
+        ({"precision": "half"}, "expected one of float32, bfloat16"),
+        ({"masks": "exact"}, "give one"),
+        ({"masks": "exact", "parent": PARENT}, "linearized parent"),
+        ({"masks": "exact", "parent": CHILD, "omega": 1}, "unregularised"),
+        ({"parent": PARENT, "width": 1}, "must agree"),
+        ({"parent": CHILD, "granularity": "layer"}, "must agree"),
+        ({"granularity": "layer"}, "nothing is linearized"),
+        ({"goal": 0.5}, "omega is 0"),
+        ({"omega": 1, "pull_back": True}, "no goal"),
+        ({"residual": False, "shortcut": "B"}, "no residual connections"),
+        ({"data": "cifar10"}, "leave size and difficulty out"),
+        ({"size": 4}, "8 to 128 pixels"),
+        ({"recipe": {"epochs": 2}}, "expected a Recipe"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_sentence(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=".*") as refusal:
+        small(**change)
+    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([], "found list, expected an object"),
+        ({"data": "digits", "net": "resnet8"}, "recipe missing"),
+        ({"data": "digits", "nett": "resnet8"}, "unknown field 'nett'; did you mean 'net'?"),
+        ({"data": "digits", "net": "resnet8", "recipe": {"epochs": 1}}, "lr, batch missing"),
+        (
+            {"data": "digits", "net": "resnet8", "recipe": {"epochs": 1, "lr": 1, "batch": 1, "x": 1}},
+            "unknown field 'x'",
+        ),
+    ],
+)
+def test_json_that_is_no_spec_is_refused(found: Any, told: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        RunSpec.from_json(found)
+    assert told in str(refusal.value)
+
+
+# ------------------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_holds_what_happened(filled: Store) -> None:
+    record = filled.record(CHILD)
+    assert record.spec == CHILD and record.key == CHILD.key()
+    assert [row["epoch"] for row in record.history] == [1, 2]
+    assert record.metrics["test_accuracy"] == record.history[-1]["test_accuracy"]
+    assert record.metrics["train_loss"] == record.history[-1]["train_loss"]
+    net = filled.network(CHILD)
+    assert {unit["name"]: (unit["active"], unit["channels"]) for unit in record.units} == active_counts(net)
+    assert [unit["active"] for unit in record.units] == record.history[-1]["active"]
+    assert record.metrics["napl"] == path_length(net, (3, 8, 8)).mean
+    assert record.metrics["apl"] == path_length(net, (3, 8, 8), normalized=False).mean
+    active = sum(unit["active"] for unit in record.units)
+    assert record.metrics["active_fraction"] == active / sum(unit["channels"] for unit in record.units)
+    assert record.metrics["enw"] == pytest.approx(active / len(record.units))
+    assert record.parent == {"key": PARENT.key(), "sha256": filled.record(PARENT).files["weights"]["sha256"]}
+    assert (record.torch, record.device) == (torch.__version__, "cpu")
+    assert record.code["source"] == store.code_version()["source"]
+    plain = filled.record(PARENT)
+    assert plain.metrics["napl"] == 5 and plain.metrics["active_fraction"] == 1  # ResNet-8: 3 blocks + 1 + 2 · ½
+    assert plain.parent is None and set(plain.files) == {"weights"}
+
+
+def test_the_network_of_a_record_is_the_one_that_was_measured(filled: Store) -> None:
+    data = runs._load("digits", 8, 0.5, 96, 50)
+    for spec in (PARENT, CHILD):
+        assert training.accuracy(filled.network(spec), data) == filled.record(spec).metrics["test_accuracy"]
+    masks = filled.masks(CHILD)
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {
+        unit["name"]: unit["active"] for unit in filled.record(CHILD).units
+    }
+
+
+def test_a_frame_has_one_row_per_finished_run(filled: Store) -> None:
+    frame = filled.frame([PARENT, CHILD, small(seed=9)])
+    assert list(frame["key"]) == [PARENT.key(), CHILD.key()]
+    assert list(frame["omega"]) == [0, 2] and list(frame["linearized"]) == [False, True]
+    assert frame["parent"].isna().tolist() == [True, False] and frame["parent"][1] == PARENT.key()
+    for column in ("test_accuracy", "train_loss", "napl", "apl", "enw", "active_fraction", "wall_s", "epochs"):
+        assert frame[column].notna().all()
+
+
+def test_nothing_is_computed_twice(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed although it is stored")
+
+    monkeypatch.setattr(runs, "compute", never)
+    before = {path: path.stat().st_mtime_ns for path in filled.folder.iterdir()}
+    assert len(run([PARENT, CHILD], filled, progress=False, refresh=True)) == 2
+    assert {path: path.stat().st_mtime_ns for path in filled.folder.iterdir()} == before
+
+
+def test_other_sources_make_a_run_stale_only_where_that_is_asked(
+    copied: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = store.code_version()
+    monkeypatch.setattr(store, "code_version", lambda: {**now, "source": "another"})
+    assert copied.state(CHILD) == "older code"
+    assert not runs._missing([CHILD], copied, refresh=False)
+    assert set(runs._missing([CHILD], copied, refresh=True)) == {CHILD.key(), PARENT.key()}
+    beside = Store(copied.folder.parent / "live", also=[copied.folder])
+    assert beside.state(CHILD) == "done", "what is committed never goes stale"
+
+
+def test_records_beside_the_live_folder_are_read_and_never_written(copied: Store, tmp_path: Path) -> None:
+    live = Store(tmp_path / "live", also=[copied.folder])
+    copied_before = sorted(path.name for path in copied.folder.iterdir())
+    other = replace(CHILD, omega=3.0)
+    frame = run([CHILD, other], live, progress=False)
+    assert len(frame) == 2
+    assert [path.name for path in sorted(live.folder.glob("*.json"))] == [f"{other.key()}.json"]
+    assert sorted(path.name for path in copied.folder.iterdir()) == copied_before
+    (copied.folder / f"{CHILD.key()}.weights.safetensors").unlink()
+    assert live.record(CHILD).metrics["napl"] >= 0, "committed records may come without weights"
+    with pytest.raises(RecordError, match="missing, but the record"):
+        live.network(CHILD)
+
+
+def test_a_parent_whose_committed_record_lacks_weights_is_trained_again(copied: Store, tmp_path: Path) -> None:
+    (copied.folder / f"{PARENT.key()}.weights.safetensors").unlink()
+    live = Store(tmp_path / "live", also=[copied.folder])
+    assert set(runs._missing([PARENT, replace(CHILD, omega=3.0)], live, False)) == {
+        PARENT.key(),
+        replace(CHILD, omega=3.0).key(),
+    }
+
+
+DAMAGE = {
+    "not json": lambda path: path.write_text("{"),
+    "empty": lambda path: path.write_text(""),
+    "binary": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "a list": lambda path: path.write_text("[]"),
+    "fields missing": lambda path: path.write_text('{"key": 1}'),
+    "edited": lambda path: path.write_text(path.read_text().replace('"omega":2.0', '"omega":2.5')),
+    "bad spec": lambda path: path.write_text(path.read_text().replace('"omega":2.0', '"omega":-2.0')),
+    "metrics gone": lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": 3})),
+    "weights gone": lambda path: path.with_name(path.name.replace(".json", ".weights.safetensors")).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_is_told_set_aside_and_computed_again(copied: Store, damage: str) -> None:
+    path = copied.folder / f"{CHILD.key()}.json"
+    good = json.loads(path.read_text())
+    DAMAGE[damage](path)
+    left = path.read_bytes()
+    with pytest.raises(RecordError, match=path.name) as told:
+        copied.record(CHILD)
+    assert "delete" in str(told.value) and "\n" not in str(told.value)
+    assert copied.state(CHILD) == "damaged"
+    with pytest.warns(RecordWarning, match="left out"):
+        assert list(copied.frame()["key"]) == [PARENT.key()]
+    with pytest.warns(RecordWarning, match=r"set aside as .*\.json\.damaged"):
+        frame = run([CHILD], copied, progress=False)
+    assert frame["test_accuracy"].tolist() == [good["metrics"]["test_accuracy"]]
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == left, "nothing is lost"
+    assert copied.state(CHILD) == "done"
+
+
+def test_damaged_weights_are_noticed_by_their_checksum(copied: Store) -> None:
+    path = copied.folder / f"{PARENT.key()}.weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match="checksum"):
+        copied.network(PARENT)
+    assert set(runs._missing([replace(CHILD, omega=9.0)], copied, False)) == {
+        PARENT.key(),
+        replace(CHILD, omega=9.0).key(),
+    }
+
+
+def test_damaged_parent_weights_are_set_aside_and_trained_again(copied: Store) -> None:
+    path = copied.folder / f"{PARENT.key()}.weights.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1])
+    with pytest.warns(RecordWarning, match="set aside"):
+        run([replace(CHILD, omega=9.0)], copied, progress=False, workers=1)
+    assert path.read_bytes() == good
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == good[:-1]
+
+
+def test_a_record_cannot_name_a_file_elsewhere(copied: Store) -> None:
+    path = copied.folder / f"{PARENT.key()}.json"
+    found = json.loads(path.read_text())
+    found["files"]["weights"]["name"] = "../../secret"
+    path.write_text(json.dumps(found))
+    with pytest.raises(RecordError, match="expected a plain name"):
+        copied.weights(PARENT)
+
+
+def test_a_missing_record_says_what_to_do(filled: Store) -> None:
+    with pytest.raises(RecordError, match="nladv run"):
+        filled.record(small(seed=77))
+
+
+# ------------------------------------------------------------------------------------------------ computing many
+
+
+def tensors(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def test_workers_and_this_process_compute_the_same(tmp_path: Path) -> None:
+    specs = [CHILD, replace(CHILD, omega=0.5), small(parent=CHILD, masks="layer"), small(parent=CHILD, masks="exact")]
+    here, there = Store(tmp_path / "here", also=()), Store(tmp_path / "there", also=())
+    alone, together = run(specs, here, workers=1, progress=False), run(specs, there, workers=2, progress=False)
+    assert tensors(here.folder) == tensors(there.folder) and len(tensors(here.folder)) == 9
+    same = ["key", "test_accuracy", "train_loss", "napl", "apl", "active_fraction"]
+    assert alone[same].equals(together[same])
+    exact = here.masks(specs[3])
+    assert all(torch.equal(mask, exact[name]) for name, mask in here.masks(CHILD).items())
+    layer = here.masks(specs[2])
+    assert {n: int(m.sum()) for n, m in layer.items()} == {n: int(m.sum()) for n, m in exact.items()}
+
+
+def test_a_later_linearization_goes_on_from_masks_and_weights_of_the_first(filled: Store, tmp_path: Path) -> None:
+    live = Store(tmp_path, also=[filled.folder])
+    onward = small(parent=CHILD, recipe=Recipe(epochs=1, lr=1e-12, batch=96, flip=False))
+    run([onward], live, progress=False)
+    first = filled.masks(CHILD)
+    assert all(torch.equal(mask, first[name]) for name, mask in live.masks(onward).items())
+    before, after = filled.weights(CHILD), live.weights(onward)
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before if name.endswith("slope"))
+
+
+def test_failures_are_told_by_name_after_all_others_were_finished(tmp_path: Path) -> None:
+    hot = small(recipe=replace(RECIPE, lr=1e30), seed=5)
+    child_of_hot = small(parent=hot, seed=5, omega=1.0)
+    for workers in (1, 2):
+        place = Store(tmp_path / str(workers), also=())
+        with pytest.raises(RunFailed) as told:
+            run([child_of_hot, hot, PARENT], place, workers=workers, progress=False)
+        assert f"run {hot.key()}" in str(told.value) and "lower lr" in str(told.value)
+        assert f"parent run {hot.key()} failed" in str(told.value)
+        assert "1 of 3 missing runs were finished" in str(told.value)
+        assert place.state(PARENT) == "done"
+
+
+def test_fewer_than_one_worker_and_an_absent_device_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="workers is 0"):
+        run([PARENT], Store(tmp_path), workers=0)
+    with pytest.raises(SpecError, match="'warp', which is not available"):
+        run([PARENT], Store(tmp_path), device="warp")
+    assert not (tmp_path / "runs").exists()
+
+
+SLOW = small(recipe=replace(RECIPE, epochs=40), seed=8)
+_SCRIPT = """
+import sys
+from nladv_core.runs import RunSpec, Store, run
+import json
+specs = [RunSpec.from_json(found) for found in json.loads(sys.argv[2])]
+run(specs, Store(sys.argv[1], also=()), workers=int(sys.argv[3]), progress=False)
+"""
+
+
+def start(folder: Path, specs: list[RunSpec], workers: int) -> subprocess.Popen[bytes]:
+    arguments = [str(folder), json.dumps([spec.to_json() for spec in specs]), str(workers)]
+    environment = os.environ | {"PYTHONPATH": str(Path(runs.__file__).parents[1])}
+    command = [sys.executable, "-c", _SCRIPT, *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if path.exists() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_computation_leaves_a_store_that_goes_on(tmp_path: Path, workers: int) -> None:
+    specs = [PARENT, CHILD, SLOW]
+    process = start(tmp_path, specs, workers)
+    wait_for(tmp_path / f"{PARENT.key()}.json", process)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    place = Store(tmp_path, also=())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = [spec for spec in specs if place.state(spec) == "done"]
+        assert all(place.state(spec) in ("done", "missing") for spec in specs)
+        for spec in done:
+            place.network(spec)
+    assert PARENT in done
+    frame = run(specs, place, workers=1, progress=False)
+    assert list(frame["key"]) == [spec.key() for spec in specs]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_interrupt_keeps_finished_runs_and_stops_the_workers(tmp_path: Path) -> None:
+    process = start(tmp_path, [PARENT, SLOW, replace(SLOW, seed=9)], 2)
+    wait_for(tmp_path / f"{PARENT.key()}.json", process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, errors = process.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in errors and process.returncode != 0
+    assert Store(tmp_path, also=()).state(PARENT) == "done"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody of the group is left
+
+
+def test_a_leftover_of_a_killed_writer_is_swept_away(tmp_path: Path) -> None:
+    left = tmp_path / f"{PARENT.key()}.weights.safetensors.12345.tmp"
+    left.write_bytes(b"half a file")
+    run([PARENT], Store(tmp_path, also=()), progress=False)
+    assert not left.exists()
+
+
+def test_the_record_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails half-way (disk full) leaves no record behind, whichever file it hits."""
+    for failing in (0, 1, 2):
+        place = Store(tmp_path / str(failing), also=())
+        run([PARENT], place, progress=False)
+        count, real = [0], os.replace
+
+        def replaced(
+            source: Any, target: Any, count: list[int] = count, failing: int = failing, real: Any = real
+        ) -> None:
+            count[0] += 1
+            if count[0] == failing + 1:
+                raise OSError("no space left on device")
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replaced)
+            with pytest.raises(RunFailed, match="no space left"):
+                run([CHILD], place, progress=False)
+        assert place.state(CHILD) == "missing"
+        assert len(run([CHILD], place, progress=False)) == 1
+
+
+def test_two_processes_do_not_train_the_same_run_twice(tmp_path: Path) -> None:
+    spec = small(recipe=replace(RECIPE, epochs=10))
+    processes = [start(tmp_path, [spec], 1) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+    place = Store(tmp_path, also=())
+    assert place.state(spec) == "done"
+    with place.lock(spec):
+        again = start(tmp_path, [spec], 1)
+        again.communicate(timeout=60)  # what is done needs no lock
+    assert again.returncode == 0
+
+
+def test_a_record_reads_back_as_it_was(filled: Store) -> None:
+    record = filled.record(CHILD)
+    again = Record.read(filled.folder / f"{CHILD.key()}.json")
+    assert again == record and again.to_json() == json.loads(json.dumps(record.to_json()))
