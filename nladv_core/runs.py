@@ -234,6 +234,9 @@ def _seconds(spec: RunSpec) -> float:
     return 9e-8 * spec.recipe.epochs * images * (spec.size or 32) ** 2 * depth * (spec.width + 0.5)
 
 
+_NO_PARENT = "its parent run failed"
+
+
 class _Schedule:
     """Which run comes next, what has been reported, and the bar."""
 
@@ -260,7 +263,7 @@ class _Schedule:
         for key, spec in list(self.waiting.items()):
             parent = spec.parent.key() if spec.parent else ""
             if parent in self.failed:
-                self.fail(spec, f"its parent run {parent} failed")
+                self.fail(spec, _NO_PARENT)
                 del self.waiting[key]
                 return self.next()
         ready = [k for k, s in self.waiting.items() if s.parent is None or s.parent.key() not in self.unfinished]
@@ -287,8 +290,12 @@ class _Schedule:
     def raise_failures(self) -> None:
         """One error for all runs that failed, the first ones in full."""
         if self.failed:
-            told = "; ".join(f"run {spec} failed: {reason}" for spec, reason in list(self.failed.values())[:3])
-            more = f"; and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
+            # Of runs that failed alike, one is told; those that only lacked their parent are counted.
+            own = [(spec, reason) for spec, reason in self.failed.values() if reason != _NO_PARENT]
+            alike = {reason: spec for spec, reason in reversed(own)}
+            told = "; ".join(f"run {spec} failed: {reason}" for reason, spec in list(alike.items())[::-1][:3])
+            rest = len(self.failed) - min(len(alike), 3)
+            more = f"; {rest} more failed like this or need one of these as parent" if rest else ""
             kept = self.total - len(self.failed)
             raise RunFailed(f"{told}{more} ({kept} of {self.total} missing runs were finished and are kept)")
 
@@ -367,7 +374,8 @@ class _NoBar:
 
 
 def _bar(epochs: int, wanted: bool) -> Any:
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    watched = sys.stderr.isatty() or (ipython is not None and ipython.get_ipython() is not None)
     if not wanted or not watched or os.environ.get("NLADV_PROGRESS", "") == "0":
         return _NoBar()
     try:

@@ -226,9 +226,9 @@ class Store:
     def frame(self, runs: Iterable[RunSpec | str] | None = None) -> pd.DataFrame:
         """One row a finished run: what was run, and its final-epoch metrics. Missing runs have no row.
 
-        Columns: key, parent (its key, or missing), data, net, width, residual, shortcut, seed, epochs, linearized, granularity,
-        omega, goal, start, masks, precision; test_accuracy, train_accuracy (shares), train_loss, active_fraction, napl,
-        apl, enw; wall_s, device, torch, code (digest), created.
+        Columns: key, parent (its key, or missing), data, data_checksum, net, width, residual, shortcut, seed, epochs,
+        linearized, granularity, omega, goal, start, masks, precision; test_accuracy, train_accuracy (shares),
+        train_loss, active_fraction, napl, apl, enw; wall_s, device, torch, code (digest), created.
         """
         import pandas as pd
 
