@@ -113,8 +113,8 @@ def _new(rows: int = 1, columns: int = 1, height: float = 3.2, **more: Any) -> t
 
 def _stamp(figure: Figure, source: str) -> Figure:
     """Write the provenance at the foot, where it is cut off by nothing."""
-    text = "\n".join(textwrap.wrap(source, 118))
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="#555555")
+    text = "\n".join(textwrap.wrap(source, 104))
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")
     return figure
 
 
@@ -303,6 +303,8 @@ def path_histograms(
         source: provenance.
         overlay: title -> (label, distribution) drawn as dots over the panel of that title.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not histograms:
         raise RecordError("found no path lengths to draw, expected at least one distribution")
     overlay = overlay or {}
@@ -319,6 +321,7 @@ def path_histograms(
             axis.set(title=title, ylabel="probability")
             axis.set_ylim(0, 1.15 * float(histogram.max()))
             axis.legend(loc="upper left")
+        axes.flat[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.flat[-1].set_xlabel("effective length: active units on a path")
         return _stamp(figure, source)
 

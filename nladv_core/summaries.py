@@ -225,7 +225,9 @@ def table(frame: pd.DataFrame, parents: pd.DataFrame) -> Any:
         }
         for _, row in means.iterrows()
     ]
-    return pd.DataFrame(rows).style.hide(axis="index").set_table_attributes('class="dataframe"')
+    spaced: Any = [{"selector": "th, td", "props": "padding: 0.2rem 0.6rem; text-align: right; white-space: nowrap"}]
+    styled = pd.DataFrame(rows).style.hide(axis="index").set_table_styles(spaced)
+    return styled.set_table_attributes('class="dataframe"')
 
 
 def committed(chapter: Any) -> pd.DataFrame:
