@@ -251,7 +251,7 @@ def accuracy_over_epochs(history: pd.DataFrame, parents: pd.DataFrame, source: s
             axis.plot(curve["epoch"], mean, color=colour, marker="o", markersize=4, label=label)
             axis.fill_between(curve["epoch"], mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
         top.set(ylabel="test accuracy, %")
-        top.legend(loc="lower right")
+        top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         bottom.set(ylabel="units active, %", xlabel="epoch of linearization", ylim=(-3, 103))
         bottom.set_xticks(sorted(set(curve["epoch"])))
         return _stamp(figure, source)

@@ -215,17 +215,17 @@ def table(frame: pd.DataFrame, parents: pd.DataFrame) -> Any:
 
     rows = [
         {
-            "one slope per": row["granularity"],
+            "slope per": row["granularity"],
             "ω": "" if math.isnan(row["omega"]) else f"{row['omega']:g}",
-            "test accuracy, %": cell(row, "test_accuracy", 100, 1),
+            "accuracy, %": cell(row, "test_accuracy", 100, 1),
             "NAPL": cell(row, "napl", 1, 2),
-            "units active, %": cell(row, "active_fraction", 100, 1),
+            "active, %": cell(row, "active_fraction", 100, 1),
             "ENW": cell(row, "enw", 1, 1),
             "seeds": row["seeds"],
         }
         for _, row in means.iterrows()
     ]
-    spaced: Any = [{"selector": "th, td", "props": "padding: 0.2rem 0.6rem; text-align: right; white-space: nowrap"}]
+    spaced: Any = [{"selector": "th, td", "props": "padding: 0.2rem 0.5rem; text-align: right; white-space: nowrap"}]
     styled = pd.DataFrame(rows).style.hide(axis="index").set_table_styles(spaced)
     return styled.set_table_attributes('class="dataframe"')
 

@@ -360,9 +360,9 @@ class TestSummaries:
 
     def test_table(self) -> None:
         found = summaries.table(runs(), parents()).data
-        assert list(found["one slope per"]) == ["parent", *["channel"] * 3, *["layer"] * 3]
+        assert list(found["slope per"]) == ["parent", *["channel"] * 3, *["layer"] * 3]
         first = found.iloc[1]
-        assert (first["ω"], first["test accuracy, %"], first["NAPL"], first["seeds"]) == (
+        assert (first["ω"], first["accuracy, %"], first["NAPL"], first["seeds"]) == (
             "0.1",
             "90.0 ± 1.0",
             "4.10 ± 0.10",
