@@ -125,7 +125,8 @@ def test_library_example_of_the_readme_runs() -> None:
 def test_files_of_the_readme_exist_and_are_all_listed() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
-    trees = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    trees = [block for language, block in fenced if not language]
     top = {line.split()[0].rstrip("/").split("/")[0] for line in trees[0].splitlines()}
     present = {path.relative_to(ROOT).parts[0] for path in tracked()}
     assert top <= present
