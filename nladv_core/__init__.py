@@ -10,6 +10,7 @@ from typing import Any
 
 from nladv_core.errors import DataError, NladvError, RecordError, SpecError, UnsupportedNetwork
 from nladv_core.linearize import (
+    ActivationsLeftAlone,
     ChannelPReLU,
     GoalController,
     active_counts,
@@ -27,6 +28,7 @@ from nladv_core.linearize import (
     slope_penalty,
     units,
 )
+from nladv_core.path_rules import declare_path_rule
 from nladv_core.paths import PathLength, path_length, visit_probability
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ _MODULE_OF = {name: module for module, names in _LATER.items() for name in names
 _MODULES = ("datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
 
 __all__ = [
+    "ActivationsLeftAlone",
     "ChannelPReLU",
     "DataError",
     "GoalController",
@@ -52,6 +55,7 @@ __all__ = [
     "active_counts",
     "active_fraction",
     "apply_masks_",
+    "declare_path_rule",
     "effective_width",
     "freeze_linear_",
     "linearize",

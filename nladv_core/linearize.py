@@ -14,6 +14,7 @@ pixel-wise slopes as its active share.
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from nladv_core.errors import RecordError, SpecError, UnsupportedNetwork
-from nladv_core.tracing import ExampleInput, example_tensors, trace, undisturbed
+from nladv_core.tracing import ByMode, ExampleInput, example_tensors, trace, undisturbed
 
 Granularity = Literal["channel", "layer", "pixel"]
 Masks = dict[str, Tensor]
@@ -42,6 +43,7 @@ class ChannelPReLU(nn.Module):
         channels: C, the number of channels of the call site, whatever the granularity.
         channel_axis: which axis of the input counts the channels (may be negative).
         order: position among the call sites of the network, in execution order.
+        limit: infinite for a ReLU; 6 for a ReLU6, whose unit is φ_α(x) = c + α·(x - c) with c = x clipped to [0, 6].
     """
 
     is_traced_whole = True
@@ -52,13 +54,14 @@ class ChannelPReLU(nn.Module):
         channel_axis: int = 1,
         granularity: Granularity = "channel",
         order: int = 0,
+        limit: float = math.inf,
     ):
         """Args: feature_shape is the input's shape without the batch axis 0."""
         super().__init__()
         ndim = len(feature_shape) + 1
         axis = channel_axis % ndim
         self.channels = feature_shape[axis - 1] if axis else 0
-        self.channel_axis, self.granularity, self.order = channel_axis, granularity, order
+        self.channel_axis, self.granularity, self.order, self.limit = channel_axis, granularity, order, limit
         shape = {"channel": (self.channels,), "layer": (1,), "pixel": feature_shape}[granularity]
         self.slope = nn.Parameter(torch.zeros(shape))
         self.active: Tensor
@@ -67,11 +70,12 @@ class ChannelPReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Bend negative inputs; same shape, same dtype."""
         slope = torch.where(self.active, self.slope, 1.0).to(x.dtype)
-        if self.granularity == "layer" or (self.granularity == "channel" and self.channel_axis == 1):
+        one_axis = self.granularity == "layer" or (self.granularity == "channel" and self.channel_axis == 1)
+        if one_axis and self.limit == math.inf:
             return F.prelu(x, slope)  # the same formula, in one kernel
         if self.granularity == "channel":
             slope = slope.view([-1 if axis == self.channel_axis % x.ndim else 1 for axis in range(x.ndim)])
-        bent = F.relu(x)
+        bent = F.relu(x) if self.limit == math.inf else x.clamp(0, self.limit)
         return bent + slope * (x - bent)
 
     @property
@@ -92,10 +96,15 @@ class ChannelPReLU(nn.Module):
     def extra_repr(self) -> str:
         """What `print(net)` shows."""
         active = f"{int(self.active.sum())} of {self.active.numel()} active"
-        return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise, {active}"
+        limit = "" if self.limit == math.inf else f", clipped at {self.limit:g}"
+        return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise{limit}, {active}"
 
 
 # ---------------------------------------------------------------------------------------------------- surgery
+
+
+class ActivationsLeftAlone(UserWarning):
+    """A linearized network keeps activations that are no ReLU."""
 
 
 def linearize(
@@ -104,7 +113,8 @@ def linearize(
     *,
     granularity: Granularity = "channel",
     channel_axis: int | Mapping[str, int] | None = None,
-) -> GraphModule:
+    relu6: bool = False,
+) -> GraphModule | ByMode:
     """Copy `model`, giving every ReLU call site its own units with slope 0.
 
     A call site is a place in the forward pass: a module called three times, `F.relu`, `torch.relu`, `x.relu()` and the
@@ -118,14 +128,20 @@ def linearize(
         channel_axis: overrides which axis counts the channels, for all groups or by group name. Without it the axis
             follows the producing operation: linear, attention and layer norm count channels last, convolution
             and batch norm on axis 1.
+        relu6: also linearize ReLU6 (`nn.ReLU6`, `F.relu6`, hardtanh from 0 to 6). Other activations always stay as they
+            are; a warning counts them.
 
     Returns:
-        A `torch.fx.GraphModule` with the parameter names of `model`; `units(net)` lists the new groups.
+        A `torch.fx.GraphModule` with the parameter names of `model`, or a pair of them (`tracing.ByMode`) for a network
+        that does different things in training and evaluation; `units(net)` lists the new groups.
 
     Raises:
         UnsupportedNetwork: if there is no ReLU, the forward pass cannot be recorded, the channel axis is not evident,
             or the copy would not compute the same.
         SpecError: for an unknown granularity or a channel axis that does not exist.
+
+    Warns:
+        ActivationsLeftAlone: if the network has activations that are no ReLU.
     """
     if granularity not in get_args(Granularity):
         raise SpecError(
@@ -133,45 +149,124 @@ def linearize(
         )
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     inputs = example_tensors(model, example_input)
-    root, graph = trace(model, inputs)
-    sites = [node for node in graph.nodes if _is_relu(node, root)]
-    if not sites:
+    recorded = trace(model, inputs)
+    root = recorded.root
+    overrides = dict(channel_axis) if isinstance(channel_axis, Mapping) else {}
+    made: dict[str, ChannelPReLU] = {}
+    planned: list[tuple[Graph, Node, str, bool]] = []
+    for graph in recorded.graphs:
+        taken: set[str] = set()  # the same call site gets the same name in both modes
+        for node in graph.nodes:
+            limit = _limit(node, root)
+            if limit is None or (limit < math.inf and not relu6):
+                continue
+            name = _site_name(node, taken, root)
+            taken.add(name)
+            axis = overrides.get(name) if isinstance(channel_axis, Mapping) else channel_axis
+            unit = _unit_for(node, name, axis, granularity, len(made), limit, root)
+            if name in made and made[name].slope.shape != unit.slope.shape:
+                raise UnsupportedNetwork(
+                    f"{name!r} has {made[name].channels} channels in training and {unit.channels} in evaluation; "
+                    "give the "
+                    "two their own modules."
+                )
+            made.setdefault(name, unit)
+            planned.append((graph, node, name, _is_in_place(node, root)))
+    left = _left_alone(recorded.graphs[-1], root, relu6)
+    told = ", ".join(f"{kind} ({count})" for kind, count in left.items())
+    if not made:
         raise UnsupportedNetwork(
             f"{type(model).__name__} calls no ReLU, so there is nothing to linearize; expected nn.ReLU, F.relu, "
-            "torch.relu "
-            "or Tensor.relu somewhere in its forward pass."
+            f"torch.relu or Tensor.relu somewhere in its forward pass{f', found {told}' if told else ''}."
+            + (" Pass relu6=True to linearize ReLU6." if "ReLU6" in left else "")
         )
-    overrides = dict(channel_axis) if isinstance(channel_axis, Mapping) else {}
-    planned: dict[str, tuple[Node, ChannelPReLU, bool]] = {}
-    for order, node in enumerate(sites):
-        name = _site_name(node, planned, root)
-        axis = overrides.pop(name, None) if isinstance(channel_axis, Mapping) else channel_axis
-        planned[name] = node, _unit_for(node, name, axis, granularity, order, root), _is_in_place(node, root)
-    if overrides:
-        raise SpecError(
-            f"channel_axis names {sorted(overrides)}, which are no unit groups; the groups are {list(planned)}."
-        )
-    for name, (node, unit, in_place) in planned.items():
+    if unknown := sorted(overrides.keys() - made.keys()):
+        raise SpecError(f"channel_axis names {unknown}, which are no unit groups; the groups are {list(made)}.")
+    for name, unit in made.items():
         _set_module(root, name, unit.to(inputs[0].device))
+    for graph, node, name, in_place in planned:
         _replace(graph, node, name, in_place)
-    graph.lint()
-    net = GraphModule(root, graph, class_name=type(model).__name__)
+    net = recorded.network(type(model).__name__)
     _copy_modes(model, net)
     _check_equal(model, net, inputs)
+    if left:
+        warnings.warn(
+            f"linearize left {sum(left.values())} activations of {type(model).__name__} as they are: {told}.",
+            ActivationsLeftAlone,
+            stacklevel=2,
+        )
     return net
 
 
-def _is_relu(node: Node, root: nn.Module) -> bool:
+def _limit(node: Node, root: nn.Module) -> float | None:
+    """Upper limit of the activation that a node calls: infinite for a ReLU, 6 for a ReLU6, None for all else."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         if getattr(module, "nonlinearity", None) == "relu" and isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise UnsupportedNetwork(
                 f"{node.target!r} is a recurrent layer with a built-in ReLU, whose steps are hidden; write the "
-                "recurrence as a loop of "
-                "nn.Linear and nn.ReLU."
+                "recurrence as a loop of nn.Linear and nn.ReLU."
             )
-        return isinstance(module, nn.ReLU)
-    return node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+        if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6):  # nn.ReLU6 is one
+            return 6.0
+        return math.inf if isinstance(module, nn.ReLU) else None
+    if node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_"):
+        return math.inf
+    clips = node.target is F.hardtanh and (*node.args[1:], *node.kwargs.values())[:2] == (0, 6)
+    return 6.0 if node.target is F.relu6 or clips else None
+
+
+# Activations that bend and are neither a ReLU nor part of attention (softmax) or of a loss.
+_OTHER_ACTIVATIONS = {
+    kind: getattr(nn, kind)
+    for kind in (
+        *(
+            "CELU",
+            "ELU",
+            "GELU",
+            "GLU",
+            "Hardshrink",
+            "Hardsigmoid",
+            "Hardswish",
+            "Hardtanh",
+            "LeakyReLU",
+            "LogSigmoid",
+        ),
+        *(
+            "Mish",
+            "PReLU",
+            "RReLU",
+            "SELU",
+            "SiLU",
+            "Sigmoid",
+            "Softplus",
+            "Softshrink",
+            "Softsign",
+            "Tanh",
+            "Threshold",
+        ),
+    )
+}
+_OTHER_CALLS = {kind.lower() for kind in _OTHER_ACTIVATIONS} | {"leaky_relu", "logsigmoid", "relu6"}
+
+
+def _left_alone(graph: Graph, root: nn.Module, relu6: bool) -> dict[str, int]:
+    """How often the network calls each kind of activation that `linearize` does not touch."""
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        limit = _limit(node, root)
+        kind = None
+        if limit == 6.0:
+            kind = None if relu6 else "ReLU6"
+        elif limit is None and node.op == "call_module":
+            module = root.get_submodule(str(node.target))
+            kind = next((name for name, known in _OTHER_ACTIVATIONS.items() if isinstance(module, known)), None)
+        elif limit is None and node.op in ("call_function", "call_method"):
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            kind = name if name in _OTHER_CALLS else None
+        if kind is not None:
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def _is_in_place(node: Node, root: nn.Module) -> bool:
@@ -192,7 +287,7 @@ def _site_name(node: Node, taken: Container[str], root: nn.Module) -> str:
 
 
 def _unit_for(
-    node: Node, name: str, axis: int | None, granularity: Granularity, order: int, root: nn.Module
+    node: Node, name: str, axis: int | None, granularity: Granularity, order: int, limit: float, root: nn.Module
 ) -> ChannelPReLU:
     shape = node.meta["shape"]
     if axis is None:
@@ -209,7 +304,7 @@ def _unit_for(
         )
     if shape[axis] == 0:
         raise UnsupportedNetwork(f"{name!r} has no channels (input of shape {shape}); remove the layer.")
-    return ChannelPReLU(shape[1:], axis, granularity, order)
+    return ChannelPReLU(shape[1:], axis, granularity, order, limit)
 
 
 # Operations that leave the channel axis where it is, by class of module, function or method name.
@@ -278,7 +373,7 @@ def _channel_axis(node: Node, root: nn.Module) -> int | None:
     axes = [
         _channel_axis(source, root)
         for source in node.all_input_nodes
-        if source.meta.get("type") is not None and "shape" in source.meta
+        if issubclass(source.meta["type"], Tensor | tuple | list)
     ]
     return next((axis for axis in axes if axis is not None), None)
 

@@ -5,16 +5,19 @@ value that it has on the example input, so that decisions about *shapes and type
 them, while decisions about *numbers* (`if x.sum() > 0`) are refused: another input would take another branch.
 """
 
+from __future__ import annotations
+
 import builtins
 import contextlib
 import copy
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
 
 from nladv_core.errors import UnsupportedNetwork
@@ -194,12 +197,77 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
-def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Graph]:
-    """Record one forward pass of a copy of `model`, with the control flow of training.
+@dataclass(frozen=True)
+class Trace:
+    """A recorded network.
 
-    Returns:
-        An untouched deep copy of `model` that holds whatever the graph refers to, and the graph. Each node carries
-        `meta["scope"]` (path of the module whose code made the call), `meta["type"]` and, for tensors, `meta["shape"]`.
+    Attributes:
+        root: an untouched deep copy of the model, which holds whatever the graphs refer to.
+        graphs: one graph, or, for a network that does different things in training and evaluation (auxiliary heads,
+            say), one for each: (training, evaluation). Each node carries `meta["scope"]` (path of the module whose code
+            made the call), `meta["type"]` and, for tensors, `meta["shape"]`.
+    """
+
+    root: nn.Module
+    graphs: tuple[Graph, ...]
+
+    def network(self, name: str) -> GraphModule | ByMode:
+        """The network that runs the graphs on the modules of the root."""
+        for graph in self.graphs:
+            graph.lint()
+        made = tuple(GraphModule(self.root, graph, class_name=name) for graph in self.graphs)
+        return made[0] if len(made) == 1 else ByMode(*made)
+
+
+class ByMode(nn.Module):
+    """A network that runs one recorded graph in training and another in evaluation, on the same modules.
+
+    Modules, parameters and buffers carry the names that they have in the model.
+    """
+
+    def __init__(self, training: GraphModule, evaluation: GraphModule) -> None:
+        super().__init__()
+        for graph in (evaluation, training):
+            for path, module in graph.named_children():
+                self.add_module(path, _united(self._modules.get(path), module))
+            self._parameters |= graph._parameters
+            self._buffers |= graph._buffers
+        # Not registered: both run on the very dictionaries of this module, so that nothing is listed or moved twice.
+        self.__dict__["graphs"] = (training, evaluation)
+        for graph in (training, evaluation):
+            graph._modules, graph._parameters, graph._buffers = self._modules, self._parameters, self._buffers
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph of the present mode."""
+        graph = self.__dict__["graphs"][0 if self.training else 1]
+        graph.training = self.training
+        return graph(*args, **kwargs)
+
+
+def _united(first: nn.Module | None, second: nn.Module) -> nn.Module:
+    """Two containers of the same place, either of which may lack children that the other has."""
+    if first is None or first is second:
+        return second
+    for name, child in second.named_children():
+        first.add_module(name, _united(first._modules.get(name), child))
+    first._parameters |= second._parameters
+    first._buffers |= second._buffers
+    return first
+
+
+def graph_of(net: nn.Module) -> GraphModule | None:
+    """The recorded network that `net` is or, by mode, that it runs in evaluation; None if it is not recorded."""
+    net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
+    if isinstance(net, ByMode):
+        return net.__dict__["graphs"][1]
+    return net if isinstance(net, GraphModule) else None
+
+
+def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
+    """Record a forward pass of a copy of `model`, once with the control flow of training, once of evaluation.
+
+    Where the two differ in nothing but `self.training` handed to an operation (a functional dropout, say), they become
+    one graph that reads the mode when it runs.
 
     Raises:
         UnsupportedNetwork: if the network fails on the example, or does something that a graph cannot express; the
@@ -208,23 +276,59 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Grap
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedNetwork("the network is a TorchScript module, which hides its call sites; pass the original.")
     try:
-        pristine, scratch = copy.deepcopy(model), copy.deepcopy(model)
+        pristine = copy.deepcopy(model)
+        scratches = [copy.deepcopy(model) for _ in range(2)]
     except Exception as error:
         raise UnsupportedNetwork(
             f"the network cannot be copied (copy.deepcopy: {error}); it must be, to be left alone."
         ) from error
-    for module in scratch.modules():
-        module.training = True
-    tracer = _ValueTracer(tuple(x.clone() for x in inputs))
-    with undisturbed(inputs[0].device):
-        try:
-            graph = tracer.trace(scratch)
-        except Exception as error:
-            raise UnsupportedNetwork(_explain(tracer, error)) from error
-    for node in graph.find_nodes(op="get_attr"):
-        if "." not in node.target and not hasattr(pristine, node.target):  # a constant that tracing lifted out
-            setattr(pristine, node.target, getattr(scratch, node.target))
-    return pristine, graph
+    graphs = []
+    for scratch, training in zip(scratches, (True, False), strict=True):
+        for module in scratch.modules():
+            module.training = training
+        tracer = _ValueTracer(tuple(x.clone() for x in inputs))
+        with undisturbed(inputs[0].device):
+            try:
+                graph = tracer.trace(scratch)
+            except Exception as error:
+                raise UnsupportedNetwork(_explain(tracer, error)) from error
+        for node in graph.find_nodes(op="get_attr"):
+            if "." not in node.target and not hasattr(pristine, node.target):  # a constant that tracing lifted out
+                setattr(pristine, node.target, getattr(scratch, node.target))
+        graphs.append(graph)
+    merged = _merged(*graphs)
+    return Trace(pristine, tuple(graphs) if merged is None else (merged,))
+
+
+def _merged(training: Graph, evaluation: Graph) -> Graph | None:
+    """One graph for both modes, or None if they differ in more than values of `self.training`."""
+    twins = list(zip(training.nodes, evaluation.nodes, strict=False))
+    if len(training.nodes) != len(evaluation.nodes):
+        return None
+    twin = {a: b for a, b in twins}
+    by_mode: list[tuple[Node, int | str]] = []
+    for a, b in twins:
+        if (a.op, a.target) != (b.op, b.target) or a.kwargs.keys() != b.kwargs.keys() or len(a.args) != len(b.args):
+            return None
+        for place, ours, theirs in [
+            *((i, x, y) for i, (x, y) in enumerate(zip(a.args, b.args, strict=True))),
+            *((key, a.kwargs[key], b.kwargs[key]) for key in a.kwargs),
+        ]:
+            if ours is True and theirs is False:
+                by_mode.append((a, place))
+            elif map_aggregate(ours, lambda x: twin.get(x, x) if isinstance(x, Node) else x) != theirs:
+                return None
+    if by_mode:
+        first = next(node for node in training.nodes if node.op != "placeholder")
+        with training.inserting_before(first):
+            mode = training.create_node("get_attr", "training")
+        mode.meta = {"scope": "", "type": bool}
+        for node, place in by_mode:
+            if isinstance(place, int):
+                node.update_arg(place, mode)
+            else:
+                node.update_kwarg(place, mode)
+    return training
 
 
 def _explain(tracer: _ValueTracer, error: Exception) -> str:
