@@ -172,7 +172,7 @@ def linearize(
                 )
             made.setdefault(name, unit)
             planned.append((graph, node, name, _is_in_place(node, root)))
-    left = _left_alone(recorded.graphs[-1], root, relu6)
+    left = activations_left_alone(recorded.graphs[-1], root, relu6)
     told = ", ".join(f"{kind} ({count})" for kind, count in left.items())
     if not made:
         raise UnsupportedNetwork(
@@ -250,7 +250,7 @@ _OTHER_ACTIVATIONS = {
 _OTHER_CALLS = {kind.lower() for kind in _OTHER_ACTIVATIONS} | {"leaky_relu", "logsigmoid", "relu6"}
 
 
-def _left_alone(graph: Graph, root: nn.Module, relu6: bool) -> dict[str, int]:
+def activations_left_alone(graph: Graph, root: nn.Module, relu6: bool) -> dict[str, int]:
     """How often the network calls each kind of activation that `linearize` does not touch."""
     counts: dict[str, int] = {}
     for node in graph.nodes:
