@@ -15,7 +15,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -154,13 +154,15 @@ def linearize(
     overrides = dict(channel_axis) if isinstance(channel_axis, Mapping) else {}
     made: dict[str, ChannelPReLU] = {}
     planned: list[tuple[Graph, Node, str, bool]] = []
+    present = {name for name, _ in root.named_modules(remove_duplicate=False)}
     for graph in recorded.graphs:
         taken: set[str] = set()  # the same call site gets the same name in both modes
+        numbered: dict[str, Iterator[str]] = {}
         for node in graph.nodes:
             limit = _limit(node, root)
             if limit is None or (limit < math.inf and not relu6):
                 continue
-            name = _site_name(node, taken, root)
+            name = _site_name(node, taken, present, numbered)
             taken.add(name)
             axis = overrides.get(name) if isinstance(channel_axis, Mapping) else channel_axis
             unit = _unit_for(node, name, axis, granularity, len(made), limit, root)
@@ -275,14 +277,14 @@ def _is_in_place(node: Node, root: nn.Module) -> bool:
     return node.target in (torch.relu_, "relu_") or True in (node.kwargs.get("inplace"), *node.args[1:2])
 
 
-def _site_name(node: Node, taken: Container[str], root: nn.Module) -> str:
+def _site_name(node: Node, taken: Container[str], present: Container[str], numbered: dict[str, Iterator[str]]) -> str:
     """The ReLU module's own path, or `relu` in the module that makes the call; numbered where that is taken."""
     if node.op == "call_module" and node.target not in taken:
         return str(node.target)
     scope = node.meta["scope"]
     base = str(node.target) if node.op == "call_module" else f"{scope}.relu" if scope else "relu"
-    present = {name for name, _ in root.named_modules(remove_duplicate=False)}
-    candidates = itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1)))
+    # Counting goes on where the last call with this base stopped: a name once passed over never becomes free.
+    candidates = numbered.setdefault(base, itertools.chain([base], map(f"{base}_{{}}".format, itertools.count(1))))
     return next(name for name in candidates if name not in present and name not in taken)
 
 

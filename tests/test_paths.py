@@ -1,10 +1,12 @@
 """Path lengths against brute force, the paper's algorithm, and every worked fact."""
 
+import copy
 import math
 import random
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -67,23 +69,67 @@ def test_equals_walking_every_path(block, seed, depth):
         torch.testing.assert_close(found.histogram, as_tensor(expected, len(found.histogram)), atol=EXACT, rtol=0)
 
 
-@pytest.mark.parametrize("normalized", [True, False])
-@pytest.mark.parametrize(
-    ("name", "shortcut", "residual"),
-    [
-        ("resnet20", "A", True),
-        ("resnet20", "B", True),
-        ("resnet20v1", "A", True),
-        ("resnet20v1", "B", True),
-        ("resnet20", "A", False),
-    ],
-)
-def test_equals_the_papers_algorithm(name, shortcut, residual, normalized):
-    net = randomly_masked(nl.linearize(nets.build(name, shortcut=shortcut, residual=residual), (3, 16, 16)), seed=3)
-    expected = paper_histogram(net, 3, 1 if name.endswith("v1") else 2, 16, 16, normalized, residual)
-    found = nl.path_length(net, (3, 16, 16), normalized=normalized)
-    torch.testing.assert_close(found.histogram, expected, atol=EXACT, rtol=0)
-    assert found.mean == pytest.approx(float(expected @ torch.arange(len(expected), dtype=torch.float64)), abs=EXACT)
+REAL = {
+    **{f"{name} {kind}": lambda name=name, kind=kind: nets.build(name, shortcut=kind)
+       for name in ("resnet20", "resnet20v1") for kind in "AB"},
+    "resnet20 without residuals": lambda: nets.build("resnet20", residual=False),
+    **{name: lambda name=name: getattr(torchvision.models, name)() for name in ("resnet18", "densenet121")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_equals_the_papers_algorithm(name):
+    shape = (3, 32, 32) if name in ("resnet18", "densenet121") else (3, 16, 16)
+    net = randomly_masked(nl.linearize(REAL[name](), shape), seed=3)
+    for normalized in (True, False):
+        expected = paper_histogram(net, shape, normalized)
+        found = nl.path_length(net, shape, normalized=normalized)
+        torch.testing.assert_close(found.histogram, expected, atol=EXACT, rtol=0)
+        assert found.mean == pytest.approx(float(expected @ torch.arange(len(expected)).double()), abs=EXACT)
+
+
+class Times(nn.Module):
+    """What stands in for a unit group: active channels multiply by t."""
+
+    def __init__(self, unit, t):
+        super().__init__()
+        self.unit, self.t = unit, t
+
+    def forward(self, x):
+        factor = torch.where(self.unit.active, self.t, 1.0)
+        return x * factor.view([-1 if axis == self.unit.channel_axis % x.ndim else 1 for axis in range(x.ndim)])
+
+
+def derivative_of_log_paths(net, shape):
+    """d/dt log P(t) at t = 1: P(t) is the network's summed output for ones, unit weights and active units times t."""
+    twin, t = copy.deepcopy(net).eval().double(), torch.ones((), dtype=torch.float64, requires_grad=True)
+    for module in twin.modules():
+        for parameter in module.parameters(recurse=False):
+            nn.init.ones_(parameter)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.zero_(), module.running_var.fill_(1 - module.eps)
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, nn.MaxPool2d):  # a sum over the window, but for a factor that the logarithm drops
+            twin.set_submodule(name, nn.AvgPool2d(module.kernel_size, module.stride, module.padding))
+        elif isinstance(module, nl.ChannelPReLU):
+            twin.set_submodule(name, Times(module, t))
+    (slope,) = torch.autograd.grad(twin(torch.ones(1, *shape, dtype=torch.float64)).sum().log(), t)
+    return float(slope)
+
+
+@pytest.mark.parametrize("name", ["resnet20 A", "resnet20v1 B", "resnet56", "resnet18", "resnet50", "small densenet"])
+def test_unnormalised_mean_is_the_derivative_of_the_number_of_paths(name):
+    made = {
+        **REAL,
+        "resnet56": lambda: nets.build("resnet56"),
+        "resnet50": torchvision.models.resnet50,
+        "small densenet": lambda: torchvision.models.DenseNet(8, (3, 4, 3), 16),
+    }[name]()
+    net = randomly_masked(nl.linearize(made, (3, 32, 32)), seed=7)
+    expected = derivative_of_log_paths(net, (3, 40, 32))
+    assert nl.path_length(net, (3, 40, 32), normalized=False).mean == pytest.approx(expected, abs=EXACT)
 
 
 class Figure1(nn.Module):
@@ -180,6 +226,35 @@ def test_depth_does_not_overflow():
     assert 162 < apl.mean < 163
     assert float(apl.histogram.sum()) == pytest.approx(1)
     assert float(apl.histogram @ torch.arange(164, dtype=torch.float64)) == pytest.approx(apl.mean, abs=1e-7)
+
+
+def test_a_resnet_of_a_thousand_layers():
+    net = nl.linearize(nets.build("resnet1004", width=1 / 16), (3, 4, 4))  # 6·167 + 2 layers
+    napl = nl.path_length(net, (3, 4, 4))
+    assert napl.mean == pytest.approx(3 * 167 + 2, abs=EXACT)
+    randomly_masked(net, seed=2, share=0.8)
+    for normalized in (True, False):
+        expected = paper_histogram(net, (3, 4, 4), normalized)
+        found = nl.path_length(net, (3, 4, 4), normalized=normalized)
+        torch.testing.assert_close(found.histogram, expected, atol=EXACT, rtol=0)
+        assert found.mean == pytest.approx(float(expected @ torch.arange(1004).double()), abs=EXACT)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_chain_of_two_thousand_layers(residual):
+    net = nl.linearize(Chain(1000, 2, residual, width=2), (2,))
+    apl, napl = (nl.path_length(net, (2,), normalized=normalized) for normalized in (False, True))
+    # A block has four paths through both units and, residual, one around them: 5^1000 paths, or 4^1000.
+    assert apl.mean == pytest.approx(2000 * 4 / 5 if residual else 2000, abs=1e-8)
+    assert napl.mean == pytest.approx(1000 if residual else 2000, abs=1e-8)
+    if not residual:
+        assert apl.histogram[-1] == napl.histogram[-1] == 1
+        return
+    for found, share in ((apl, 0.8), (napl, 0.5)):
+        lengths = torch.arange(1001, dtype=torch.float64)
+        binomial = torch.distributions.Binomial(1000, torch.tensor(share, dtype=torch.float64)).log_prob(lengths).exp()
+        torch.testing.assert_close(found.histogram[::2], binomial, atol=EXACT, rtol=0)
+        assert found.histogram[1::2].abs().max() == 0
 
 
 def test_mean_is_the_sum_of_visit_probabilities_over_active_units():
