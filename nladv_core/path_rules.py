@@ -17,7 +17,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -36,7 +36,8 @@ Gates = Literal["refuse", "signal"]
 class Value(NamedTuple):
     """Path counts that stand in for a tensor of shape S, float64, all to be multiplied by exp(log_scale).
 
-    `parts` is (number of paths [1, *S], total length [1, *S]), or (paths of each length [lengths, *S],).
+    `parts` is (number of paths [1, *S], total length [1, *S]), or (paths of each length [lengths, *S],); along axes of
+    S on which nothing varies a part has size 1, as for broadcasting.
     """
 
     parts: tuple[Tensor, ...]
@@ -62,14 +63,13 @@ class Run:
         paths = torch.zeros(max(self.lengths, 1), *(1 for _ in shape), dtype=torch.float64)
         nothing = paths[:1].clone()
         paths[0] = 1
-        parts = (paths,) if self.lengths else (paths, nothing)
-        return Value(tuple(part.expand(-1, *shape) for part in parts))
+        return Value((paths,) if self.lengths else (paths, nothing))
 
-    def merged(self, parts: Iterable[Tensor], log_scale: float, shape: Sequence[int]) -> Value:
-        """Sums over incoming edges, of `shape` or of 1 along axes on which nothing varies, become a value.
+    def merged(self, parts: Iterable[Tensor], log_scale: float) -> Value:
+        """Sums over incoming edges become a value.
 
-        For the NAPL each neuron's counts are divided by its number of paths; otherwise all are divided by the largest,
-        since numbers of paths grow exponentially in depth and overflow.
+        For the NAPL each neuron's counts are divided by its number of paths. Otherwise numbers of paths grow
+        exponentially in depth: before they overflow, all are divided by the largest.
         """
         parts = tuple(parts)
         if self.normalized:
@@ -79,19 +79,19 @@ class Run:
             parts = (parts[0] * inverse,) if self.lengths else (carries.double(), parts[1] * inverse)
         else:
             largest = float(parts[0].max())
-            if largest > 0:
+            if largest > 1e100:  # float64 ends at 1e308, and one operation adds up far fewer than 1e200 edges
                 parts = tuple(part / largest for part in parts)
                 log_scale += math.log(largest)
-        return Value(tuple(part.expand(-1, *shape) for part in parts), log_scale)
+        return Value(parts, log_scale)
 
-    def bend(self, value: Value, activity: Tensor, shape: Sequence[int]) -> Value:
-        """Lengthen paths by one with probability `activity`, which broadcasts against `shape`."""
+    def bend(self, value: Value, activity: Tensor) -> Value:
+        """Lengthen paths by one with probability `activity`, which broadcasts against the shape."""
         if self.lengths:
-            counts = compact(value.parts[0])
+            (counts,) = value.parts
             longer = torch.cat([torch.zeros_like(counts[:1]), counts[:-1]])
-            return Value((torch.lerp(counts, longer, activity).expand(-1, *shape),), value.log_scale)
-        total = compact(value.parts[1]) + activity * compact(value.parts[0])
-        return Value((value.parts[0], total.expand(-1, *shape)), value.log_scale)
+            return Value((torch.lerp(counts, longer, activity),), value.log_scale)
+        paths, total = value.parts
+        return Value((paths, torch.addcmul(total, activity, paths)), value.log_scale)
 
     def windows(self, parts: Sequence[Tensor], taps: Sequence[Tensor]) -> list[Tensor]:
         """Sum over windows along the last `len(taps)` axes.
@@ -119,13 +119,18 @@ class Run:
         return summed
 
 
-def compact(x: Tensor, keep: Iterable[int] = ()) -> Tensor:
-    """Take one entry along every axis on which `x` does not vary (stride 0), except those in `keep`."""
-    if 0 not in x.stride():
-        return x
-    kept = {axis % x.ndim for axis in keep}
+def spread(part: Tensor, shape: Sequence[int], axes: Iterable[int]) -> Tensor:
+    """Widen `part`, which stands in for a tensor of `shape`, to its full size along `axes` of that tensor."""
+    sizes = list(part.shape)
+    for axis in axes:
+        sizes[axis % len(shape) + 1] = shape[axis]
+    return part.expand(sizes)
+
+
+def compact(x: Tensor) -> Tensor:
+    """Take one entry along every axis on which `x` does not vary (stride 0)."""
     for axis, (stride, size) in enumerate(zip(x.stride(), x.shape, strict=True)):
-        if stride == 0 and size > 1 and axis not in kept:
+        if stride == 0 and size > 1:
             x = x.narrow(axis, 0, 1)
     return x
 
@@ -192,9 +197,9 @@ class Tape:
         sums = []
         for n in range(len(found[0].parts)):
             rows = []
-            for value in found:
-                full, part = value.parts[n], compact(value.parts[n], keep=(0,))
-                copies = full[0].numel() // part[0].numel()
+            for value, output in zip(found, self.outputs, strict=True):
+                part = value.parts[n]
+                copies = math.prod(output.shape) // part[0].numel()
                 rows.append(part.flatten(1).sum(1) * (copies * math.exp(value.log_scale - top)))
             sums.append(torch.stack(rows).sum(0))
         return tuple(sums)
@@ -216,7 +221,7 @@ def _nonlinear(tape: Tape, value: Paths) -> Paths:
     """One more nonlinearity on every path."""
     tape.bends += 1
     one = torch.ones((), dtype=torch.float64)
-    return tape.record(lambda run, v: run.bend(v, one, value.shape), [value], value.shape)
+    return tape.record(lambda run, v: run.bend(v, one), [value], value.shape)
 
 
 def _unit(tape: Tape, module: ChannelPReLU, value: Paths) -> Paths:
@@ -224,7 +229,7 @@ def _unit(tape: Tape, module: ChannelPReLU, value: Paths) -> Paths:
     group = tape.group_of[id(module)]
     axis = module.channel_axis % ndim
     view = [-1 if i == axis else 1 for i in range(ndim)]
-    return tape.record(lambda run, v: run.bend(v, run.activity[group].view(view), value.shape), [value], value.shape)
+    return tape.record(lambda run, v: run.bend(v, run.activity[group].view(view)), [value], value.shape)
 
 
 def _sum_over(tape: Tape, value: Paths, axes: Sequence[int], shape: Sequence[int]) -> Paths:
@@ -234,11 +239,10 @@ def _sum_over(tape: Tape, value: Paths, axes: Sequence[int], shape: Sequence[int
     def step(run: Run, v: Value) -> Value:
         parts = []
         for part in v.parts:
-            part = compact(part)
             for axis, size in zip(axes, sizes, strict=True):
                 part = part * size if part.shape[axis + 1] == 1 else part.sum(axis + 1, keepdim=True)
             parts.append(part)
-        return run.merged(parts, v.log_scale, shape)
+        return run.merged(parts, v.log_scale)
 
     return tape.record(step, [value], shape)
 
@@ -277,7 +281,6 @@ def _convolution(tape: Tape, value: Paths, out_channels: int, groups: int, taps:
     def step(run: Run, v: Value) -> Value:
         parts = []
         for part in v.parts:
-            part = compact(part)
             if part.shape[channel] == 1:
                 part = part * (channels // groups)
             elif groups == 1:
@@ -289,7 +292,7 @@ def _convolution(tape: Tape, value: Paths, out_channels: int, groups: int, taps:
         if groups > 1:
             repeats = out_channels // groups
             parts = [p if p.shape[channel] == 1 else p.repeat_interleave(repeats, dim=channel) for p in parts]
-        return run.merged(parts, v.log_scale, shape)
+        return run.merged(parts, v.log_scale)
 
     return tape.record(step, [value], shape)
 
@@ -300,7 +303,7 @@ def _pool(tape: Tape, value: Paths, taps: Sequence[Tensor], bends: bool = False)
     shape = (*value.shape[:-n], *(len(tap) for tap in taps))
 
     def step(run: Run, v: Value) -> Value:
-        return run.merged(run.windows([compact(part) for part in v.parts], taps), v.log_scale, shape)
+        return run.merged(run.windows(v.parts, taps), v.log_scale)
 
     pooled = tape.record(step, [value], shape)
     return _nonlinear(tape, pooled) if bends and tape.count_max_pool else pooled
@@ -315,6 +318,7 @@ def _read(positions: Tensor, size: int) -> Tensor:
     return (positions[:, :, None] == torch.arange(size)).sum(1).double()
 
 
+@lru_cache(maxsize=32)  # networks repeat their layers, and the result is only read
 def _taps(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, ceil: bool = False) -> Tensor:
     """[out, in] of a window: output o reads o·stride - padding + j·dilation, j = 0 … kernel - 1, where that exists."""
     span = size + sum(padding) - dilation * (kernel - 1) - 1
@@ -512,7 +516,7 @@ def _embedding(tape: Tape, value: Paths, features: int) -> Paths:
     shape = (*value.shape, features)
 
     def step(run: Run, v: Value) -> Value:
-        return Value(tuple(part.unsqueeze(-1).expand(*part.shape, features) for part in v.parts), v.log_scale)
+        return Value(tuple(part.unsqueeze(-1) for part in v.parts), v.log_scale)
 
     return tape.record(step, [value], shape)
 
@@ -524,14 +528,13 @@ def _add_call(tape: Tape, a: Any, b: Any, /, *_: Any, **__: Any) -> Paths:
     shape = torch.broadcast_shapes(a.shape, b.shape)
 
     def step(run: Run, x: Value, y: Value) -> Value:
-        top = max(x.log_scale, y.log_scale)
+        if x.log_scale < y.log_scale:
+            x, y = y, x
         sums = []
         for p, q in zip(x.parts, y.parts, strict=True):
-            p, q = (compact(_aligned(part, len(shape))) for part in (p, q))
-            if x.log_scale != y.log_scale:
-                p, q = p * math.exp(x.log_scale - top), q * math.exp(y.log_scale - top)
-            sums.append(p + q)
-        return run.merged(sums, top, shape)
+            p, q = (_aligned(part, len(shape)) for part in (p, q))
+            sums.append(torch.add(p, q, alpha=math.exp(y.log_scale - x.log_scale)))
+        return run.merged(sums, x.log_scale)
 
     return tape.record(step, [a, b], shape)
 
@@ -550,7 +553,7 @@ def _with_constant(tape: Tape, a: Any, b: Any) -> Paths:
         return value
 
     def step(run: Run, v: Value) -> Value:
-        return Value(tuple(_aligned(part, len(shape)).expand(-1, *shape) for part in v.parts), v.log_scale)
+        return Value(tuple(_aligned(part, len(shape)) for part in v.parts), v.log_scale)
 
     return tape.record(step, [value], shape)
 
@@ -614,14 +617,15 @@ def _cat_call(tape: Tape, tensors: Sequence[Any], /, dim: int = 0, **named: Any)
         top = max(v.log_scale for v in values)
         joined = []
         for n in range(len(values[0].parts)):
-            parts = [torch.zeros(1, *s, dtype=torch.float64) for s in shapes]  # a constant carries no path
+            none = torch.zeros((1,) * (ndim + 1), dtype=torch.float64)
+            parts = [spread(none, s, [axis]) for s in shapes]  # a constant carries no path
             for place, v in zip(places, values, strict=True):
-                part = compact(v.parts[n], keep=(axis + 1,))
+                part = spread(v.parts[n], shapes[place], [axis])
                 parts[place] = part if v.log_scale == top else part * math.exp(v.log_scale - top)
             common = torch.broadcast_shapes(*([m for i, m in enumerate(p.shape) if i != axis + 1] for p in parts))
-            spread = [p.expand(*common[: axis + 1], p.shape[axis + 1], *common[axis + 1 :]) for p in parts]
-            joined.append(torch.cat(spread, dim=axis + 1))
-        return run.merged(joined, top, shape)
+            wide = [p.expand(*common[: axis + 1], p.shape[axis + 1], *common[axis + 1 :]) for p in parts]
+            joined.append(torch.cat(wide, dim=axis + 1))
+        return run.merged(joined, top)
 
     return tape.record(step, [tensors[i] for i in places], shape)
 
@@ -641,8 +645,8 @@ def _pad_call(tape: Tape, value: Paths, /, pad: Sequence[int], mode: str = "cons
         padded = [-1 - i // 2 for i, amount in enumerate(pad) if amount]
 
         def step(run: Run, v: Value) -> Value:
-            parts = (F.pad(compact(part, keep=padded), list(pad)) for part in v.parts)
-            return Value(tuple(part.expand(-1, *shape) for part in parts), v.log_scale)
+            parts = (F.pad(spread(part, value.shape, padded), list(pad)) for part in v.parts)
+            return Value(tuple(parts), v.log_scale)
 
         return tape.record(step, [value], shape)
     n = len(pad) // 2
@@ -665,8 +669,8 @@ def _attention(tape: Tape, value: Paths, queries: int, allowed: Tensor | None) -
     taps = allowed.to("cpu", torch.float64)
 
     def step(run: Run, v: Value) -> Value:
-        parts = [taps @ compact(part, keep=(-2,)) for part in v.parts]
-        return run.merged(parts, v.log_scale, shape)
+        parts = [taps @ spread(part, value.shape, [-2]) for part in v.parts]
+        return run.merged(parts, v.log_scale)
 
     return tape.record(step, [value], shape)
 
@@ -736,8 +740,8 @@ def view(tape: Tape, value: Paths, call: Callable[[Tensor], Any]) -> Any:
     made = call(torch.empty(value.shape, device="meta"))
 
     def step(run: Run, v: Value, part: int | None = None) -> Value:
-        results = (torch.vmap(call)(counts) for counts in v.parts)
-        return Value(tuple(r if part is None else r[part] for r in results), v.log_scale)
+        results = (torch.vmap(call)(counts.expand(-1, *value.shape)) for counts in v.parts)
+        return Value(tuple(compact(r if part is None else r[part]) for r in results), v.log_scale)
 
     if isinstance(made, Tensor):
         return tape.record(step, [value], made.shape)

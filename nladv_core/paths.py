@@ -24,7 +24,7 @@ kept with the network and every further mean is a dot product.
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -275,7 +275,7 @@ def _is_in_place(node: Node) -> bool:
 def _call(tape: Tape, node: Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
     """What one call makes of the paths in its arguments, or of constants and sizes."""
     target: Any = node.target if module is None else module
-    leaves = tree_leaves((args, kwargs))
+    leaves = list(_flat(args)) + list(_flat(kwargs))
     rule = rule_for_module(module) if module is not None else CALL_RULES.get(target)
     refused = next((value for value in leaves if isinstance(value, Refused)), None)
     if refused is not None and not (rule is CALL_RULES["mul"] and tape.gates == "signal"):
@@ -301,6 +301,15 @@ def _call(tape: Tape, node: Node, module: nn.Module | None, args: Any, kwargs: A
         raise UnsupportedNetwork(
             f"{described}: the example's shape does not fit ({error}); pass the shape that the network is made for."
         ) from error
+
+
+def _flat(arguments: Any) -> Iterator[Any]:
+    """Everything in the arguments of a recorded call, which are nested in tuples, lists and dicts at most."""
+    for value in arguments.values() if isinstance(arguments, dict) else arguments:
+        if isinstance(value, tuple | list | dict):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _describe(node: Node, module: nn.Module | None) -> str:
