@@ -36,10 +36,11 @@ __version__ = "0.1.0"
 _LATER = {
     "experiments": ("chapter",),
     "recipes": ("Recipe", "RECIPES"),
+    "reports": ("Report", "report"),
     "runs": ("RunSpec", "Store"),
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
-_MODULES = ("datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
+_MODULES = ("compat", "datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
 
 __all__ = [
     "ActivationsLeftAlone",
