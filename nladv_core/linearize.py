@@ -15,7 +15,8 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Container, Iterator, Mapping
+import weakref
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,7 +73,9 @@ class ChannelPReLU(nn.Module):
         slope = torch.where(self.active, self.slope, 1.0).to(x.dtype)
         one_axis = self.granularity == "layer" or (self.granularity == "channel" and self.channel_axis == 1)
         if one_axis and self.limit == math.inf:
-            return F.prelu(x, slope)  # the same formula, in one kernel
+            plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not slope.requires_grad
+            # The same formula, in one kernel.
+            return F.prelu(x, slope) if plain or x.device.type != "cpu" else _Bend.apply(x, slope)
         if self.granularity == "channel":
             slope = slope.view([-1 if axis == self.channel_axis % x.ndim else 1 for axis in range(x.ndim)])
         bent = F.relu(x) if self.limit == math.inf else x.clamp(0, self.limit)
@@ -98,6 +101,32 @@ class ChannelPReLU(nn.Module):
         active = f"{int(self.active.sum())} of {self.active.numel()} active"
         limit = "" if self.limit == math.inf else f", clipped at {self.limit:g}"
         return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise{limit}, {active}"
+
+
+class _Bend(torch.autograd.Function):
+    """`F.prelu` for eager training on a CPU, where torch's own backward pass takes five times as long as this one."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, slope: Tensor) -> Tensor:
+        return F.prelu(x, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, slope = ctx.saved_tensors
+        (gradient,) = gradients
+        shaped = slope.view([-1 if axis == 1 else 1 for axis in range(x.ndim)])
+        positive = torch.ops.aten.threshold_backward(gradient, x, 0)  # 0 where x <= 0, as for F.relu
+        negative = gradient - positive
+        if torch.is_grad_enabled():  # somebody differentiates twice: nothing may be overwritten
+            return positive + shaped * negative, (negative * x).sum_to_size(shaped.shape).view_as(slope)
+        positive.addcmul_(negative, shaped)
+        return positive, negative.mul_(x).sum_to_size(shaped.shape).view_as(slope)
 
 
 # ---------------------------------------------------------------------------------------------------- surgery
@@ -445,6 +474,12 @@ def _check_equal(model: nn.Module, net: nn.Module, inputs: tuple[Tensor, ...]) -
 # ---------------------------------------------------------------------------------------------------- reading
 
 
+# Where the units of recorded networks hang: (parent, its key, name, unit); None for the network itself, which the
+# entry must not keep alive. A training step asks several times.
+_places: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Module | None, str, str, ChannelPReLU]]]
+_places = weakref.WeakKeyDictionary()
+
+
 def units(net: nn.Module) -> list[tuple[str, ChannelPReLU]]:
     """All unit groups of a linearized network as (name, module), in execution order.
 
@@ -452,12 +487,48 @@ def units(net: nn.Module) -> list[tuple[str, ChannelPReLU]]:
         UnsupportedNetwork: if there are none.
     """
     net = getattr(net, "_orig_mod", net)
+    known = _places.get(net)
+    if known is not None and all(
+        (net if parent is None else parent)._modules.get(key) is unit for parent, key, _, unit in known
+    ):
+        return [(name, unit) for _, _, name, unit in known]
     found = [(name, module) for name, module in net.named_modules() if isinstance(module, ChannelPReLU)]
     if not found:
         raise UnsupportedNetwork(
             f"{type(net).__name__} has no linearization units; expected a network made by nladv_core.linearize()."
         )
-    return sorted(found, key=lambda item: item[1].order)
+    found.sort(key=lambda item: item[1].order)
+    if isinstance(net, GraphModule | ByMode):  # any other may gain units in a place that nobody looks at here
+        split = [(name.rpartition("."), unit) for name, unit in found]
+        _places[net] = [
+            (net.get_submodule(path) if path else None, key, f"{path}{dot}{key}", unit)
+            for (path, dot, key), unit in split
+        ]
+    return found
+
+
+class _Flat:
+    """Slopes and activity of all units as one vector each, in execution order; `write_` puts vectors back.
+
+    So a step costs a handful of operations however many layers there are.
+    """
+
+    def __init__(self, groups: Sequence[ChannelPReLU]):
+        self._slopes: list[Tensor] = [unit.slope for unit in groups]
+        self._active = [unit.active for unit in groups]
+        self.slopes = torch.cat([slope.flatten() for slope in self._slopes])
+        self.active = torch.cat([active.flatten() for active in self._active])
+
+    def write_(self, *, slopes: Tensor, active: Tensor | None = None) -> None:
+        """Overwrite the units' slopes, and their activity where given."""
+        for own, new in ((self._slopes, slopes), (self._active, active)):
+            if new is not None:
+                parts = new.split([tensor.numel() for tensor in own])
+                torch._foreach_copy_(own, [part.view_as(mine) for part, mine in zip(parts, own, strict=True)])
+
+
+def _flat(net: nn.Module) -> _Flat:
+    return _Flat([unit for _, unit in units(net)])
 
 
 def active_counts(net: nn.Module) -> dict[str, tuple[float, int]]:
@@ -497,11 +568,9 @@ def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor
         raise SpecError(
             f"the exponent p of the slope penalty is {p}; expected a number above 0, such as the paper's 0.5."
         )
-    groups = [unit for _, unit in units(net)]
-    slopes = torch.cat([unit.slope.flatten() for unit in groups])
-    active = torch.cat([unit.active.flatten() for unit in groups])
-    distance = (target - slopes).abs()
-    counted = active & (distance > 0)
+    flat = _flat(net)
+    distance = (target - flat.slopes).abs()
+    counted = flat.active & (distance > 0)
     return torch.where(counted, torch.where(counted, distance, 1.0).pow(p), 0.0).sum()
 
 
@@ -519,21 +588,18 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
 @torch.no_grad()
 def project_slopes_(net: nn.Module) -> None:
     """Bring active slopes back into [0, 1] and inactive ones to exactly 1; call after each optimiser step."""
-    for _, unit in units(net):
-        unit.slope.copy_(torch.where(unit.active, unit.slope.clamp(0, 1), 1.0))
+    flat = _flat(net)
+    flat.write_(slopes=torch.where(flat.active, flat.slopes.clamp(0, 1), 1.0))
 
 
 @torch.no_grad()
 def freeze_linear_tensor_(net: nn.Module, margin: float = 0.01) -> Tensor:
     """As `freeze_linear_`, but returns the number as a 0-d tensor: no device has to wait for it."""
     _check_margin(margin)
-    newly = []
-    for _, unit in units(net):
-        frozen = unit.active & (unit.slope > 1 - margin)
-        unit.active &= ~frozen
-        unit.slope.masked_fill_(frozen, 1.0)
-        newly.append(frozen.sum())
-    return torch.stack(newly).sum()
+    flat = _flat(net)
+    frozen = flat.active & (flat.slopes > 1 - margin)
+    flat.write_(slopes=flat.slopes.masked_fill(frozen, 1.0), active=flat.active & ~frozen)
+    return frozen.sum()
 
 
 def freeze_linear_(net: nn.Module, margin: float = 0.01) -> int:
@@ -596,8 +662,7 @@ class GoalController:
 
     def _missing(self) -> Tensor:
         """Channels still to be linearized, 0-d float64; <= 0 once the goal is reached."""
-        active = torch.cat([unit.active.flatten() for unit in self._units])
-        inactive = torch.where(active, 0.0, self._weights).sum()
+        inactive = torch.where(_Flat(self._units).active, 0.0, self._weights).sum()
         # Sums of thirds or of 1/pixels are not exact: a billionth of a channel is not worth another unit.
         return self._goal * self._total - inactive - 1e-9 * self._total
 
@@ -615,18 +680,14 @@ class GoalController:
     @torch.no_grad()
     def freeze_(self) -> Tensor:
         """Lock units as `freeze_linear_` does, the largest slopes first, until the goal; 0-d tensor: how many."""
-        slopes = torch.cat([unit.slope.flatten() for unit in self._units])
-        active = torch.cat([unit.active.flatten() for unit in self._units])
-        ready = active & (slopes > 1 - self._margin)
-        order = torch.where(ready, slopes, -math.inf).argsort(descending=True, stable=True)
+        flat = _Flat(self._units)
+        ready = flat.active & (flat.slopes > 1 - self._margin)
+        order = torch.where(ready, flat.slopes, -math.inf).argsort(descending=True, stable=True)
         weights = torch.where(ready, self._weights, 0.0)[order]
         locked_before = weights.cumsum(0) - weights
         frozen = torch.zeros_like(ready)
         frozen[order] = ready[order] & (locked_before < self._missing())
-        for unit, mask in zip(self._units, frozen.split([unit.slope.numel() for unit in self._units]), strict=True):
-            mask = mask.view_as(unit.active)
-            unit.active &= ~mask
-            unit.slope.masked_fill_(mask, 1.0)
+        flat.write_(slopes=flat.slopes.masked_fill(frozen, 1.0), active=flat.active & ~frozen)
         return frozen.sum()
 
 
