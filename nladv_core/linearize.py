@@ -20,6 +20,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
@@ -155,8 +156,8 @@ def linearize(
         example_input: a tensor, a tuple of tensors, or a shape without the batch axis, e.g. `(3, 32, 32)`.
         granularity: one slope per "channel" (the paper), per "layer" (Layer Folding) or per "pixel" (SNL).
         channel_axis: overrides which axis counts the channels, for all groups or by group name. Without it the axis
-            follows the producing operation: linear, attention and layer norm count channels last, convolution
-            and batch norm on axis 1.
+            follows the producing operation, or else the reading one: linear, attention and layer norm count
+            channels last, convolution and batch norm on axis 1.
         relu6: also linearize ReLU6 (`nn.ReLU6`, `F.relu6`, hardtanh from 0 to 6). Other activations always stay as they
             are; a warning counts them.
 
@@ -205,6 +206,10 @@ def linearize(
             planned.append((graph, node, name, _is_in_place(node, root)))
     left = activations_left_alone(recorded.graphs[-1], root, relu6)
     told = ", ".join(f"{kind} ({count})" for kind, count in left.items())
+    if not made and any(isinstance(module, ChannelPReLU) for module in model.modules()):
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} is linearized already; its units are listed by nladv_core.units(net)."
+        )
     if not made:
         raise UnsupportedNetwork(
             f"{type(model).__name__} calls no ReLU, so there is nothing to linearize; expected nn.ReLU, F.relu, "
@@ -324,6 +329,8 @@ def _unit_for(
     if axis is None:
         axis = _channel_axis(node.all_input_nodes[0], root)
     if axis is None:
+        axis = _channel_axis_of_readers(node, root)
+    if axis is None:
         raise UnsupportedNetwork(
             f"{name!r}: which axis of its input, of shape {shape}, counts the channels is not evident; pass "
             f"channel_axis={{{name!r}: axis}}."
@@ -381,6 +388,32 @@ def _channel_axis(node: Node, root: nn.Module) -> int | None:
     shape = node.meta.get("shape")
     if shape is not None and len(shape) == 2:
         return 1
+    if node.op == "placeholder":
+        return 1 if shape is not None and len(shape) in (4, 5) else None
+    axis = _axis_fixed_by(node, root)
+    if axis != "kept":
+        return axis
+    axes = [
+        _channel_axis(source, root)
+        for source in node.all_input_nodes
+        if issubclass(source.meta["type"], Tensor | tuple | list)
+    ]
+    return next((axis for axis in axes if axis is not None), None)
+
+
+def _channel_axis_of_readers(node: Node, root: nn.Module) -> int | None:
+    """Follow the reading operations to one that fixes the channel axis of what it reads; None when none is found."""
+    for reader in node.users:
+        axis = _axis_fixed_by(reader, root) if issubclass(reader.meta.get("type", object), Tensor) else None
+        if axis == "kept":
+            axis = _channel_axis_of_readers(reader, root)
+        if axis is not None:
+            return axis
+    return None
+
+
+def _axis_fixed_by(node: Node, root: nn.Module) -> int | Literal["kept"] | None:
+    """The axis on which a call counts channels, "kept" if it leaves the axis where it is, None if it may move it."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         if isinstance(module, _CHANNELS_LAST):
@@ -389,24 +422,13 @@ def _channel_axis(node: Node, root: nn.Module) -> int | None:
             return 1
         if isinstance(module, ChannelPReLU):
             return module.channel_axis
-        if isinstance(module, nn.Flatten | nn.Unflatten):
-            return None
-    elif node.op == "placeholder":
-        return 1 if shape is not None and len(shape) in (4, 5) else None
-    elif node.op in ("call_function", "call_method"):
-        kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if kind in _LAST_FUNCTIONS:
-            return -1
-        if kind in _FIRST_FUNCTIONS or "conv" in kind or "pool" in kind:
-            return 1
-        if kind in _MOVES_AXES or kind == "flatten":
-            return None
-    axes = [
-        _channel_axis(source, root)
-        for source in node.all_input_nodes
-        if issubclass(source.meta["type"], Tensor | tuple | list)
-    ]
-    return next((axis for axis in axes if axis is not None), None)
+        return None if isinstance(module, nn.Flatten | nn.Unflatten) else "kept"
+    kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if kind in _LAST_FUNCTIONS:
+        return -1
+    if kind in _FIRST_FUNCTIONS or "conv" in kind or "pool" in kind:
+        return 1
+    return None if kind in _MOVES_AXES or kind == "flatten" else "kept"
 
 
 def _replace(graph: Graph, node: Node, name: str, in_place: bool) -> None:
@@ -459,15 +481,14 @@ def _check_equal(model: nn.Module, net: nn.Module, inputs: tuple[Tensor, ...]) -
     same = len(expected) == len(found) and all(
         torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
         if isinstance(a, Tensor)
-        else a == b
+        else np.array_equal(a, b)
         for a, b in zip(expected, found, strict=True)
     )
     if not same:
         raise UnsupportedNetwork(
             f"{type(model).__name__}: its linearized copy would not compute the same in evaluation mode. Usual causes: "
-            "a functional dropout or batch norm with training=self.training (use nn.Dropout, nn.BatchNorm2d), a "
-            "branch on self.training, "
-            "or an in-place ReLU on a tensor that is also read through a view (use the out-of-place form)."
+            "an in-place ReLU on a tensor that is also read through a view (use the out-of-place form), random numbers "
+            "in evaluation, or a batch of one with permuted axes, where torch may round otherwise (pass two examples)."
         )
 
 
@@ -710,6 +731,8 @@ def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         SpecError: if groups are missing or unknown, or a mask is not a bool tensor of its group's shape.
     """
     groups = dict(units(net))
+    if not isinstance(masks, Mapping):
+        raise SpecError(f"the masks are {masks!r:.80}; expected a mapping from group names to bool tensors.")
     if groups.keys() != masks.keys():
         missing, unknown = sorted(groups.keys() - masks.keys()), sorted(masks.keys() - groups.keys())
         raise SpecError(
@@ -719,6 +742,8 @@ def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         )
     for name, mask in masks.items():
         shape = tuple(groups[name].active.shape)
+        if not isinstance(mask, Tensor):
+            raise SpecError(f"the mask of {name!r} is {mask!r:.80}; expected a torch.bool tensor of shape {shape}.")
         if tuple(mask.shape) != shape or mask.dtype != torch.bool:
             raise SpecError(
                 f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape "

@@ -547,6 +547,7 @@ def _aligned(part: Tensor, ndim: int) -> Tensor:
 
 
 def _with_constant(tape: Tape, a: Any, b: Any) -> Paths:
+    """The paths of one operand in the shape of the result; the other, `b` if both have paths, adds none."""
     value, constant = (a, b) if isinstance(a, Paths) else (b, a)
     shape = torch.broadcast_shapes(value.shape, tuple(getattr(constant, "shape", ())))
     if shape == value.shape:
@@ -560,7 +561,7 @@ def _with_constant(tape: Tape, a: Any, b: Any) -> Paths:
 
 def _scale_call(tape: Tape, a: Any, b: Any, /, *_: Any, **__: Any) -> Any:
     """A product with a constant: a parameter is a weight (one edge), zeros cut the paths."""
-    if isinstance(a, Paths | Refused) and isinstance(b, Paths | Refused):
+    if isinstance(a, Paths) and isinstance(b, Paths):
         return _gate(tape, a, b)
     value = _with_constant(tape, a, b)
     constant = b if isinstance(a, Paths) else a
@@ -576,20 +577,20 @@ def _where_nonzero(tape: Tape, value: Paths, kept: Tensor) -> Paths:
     return tape.record(lambda run, v: Value(tuple(part * mask for part in v.parts), v.log_scale), [value], value.shape)
 
 
-def _gate(tape: Tape, a: Paths | Refused, b: Paths | Refused) -> Any:
+SAME_SIZE = "which operand of a product is the signal and which the gate is not evident: both have one size"
+
+
+def _gate(tape: Tape, a: Paths, b: Paths) -> Any:
     """A product of two tensors that depend on the input: refused, or the larger one is the signal."""
     if tape.gates == "refuse":
         return Refused(
             "a product of two tensors that both depend on the input (a gate) has no agreed path length; pass "
             'gates="signal" to lead paths through the larger operand only'
         )
-    if isinstance(a, Refused) != isinstance(b, Refused):
-        return b if isinstance(a, Refused) else a
-    if isinstance(a, Paths) and isinstance(b, Paths):
-        size_a, size_b = math.prod(a.shape), math.prod(b.shape)
-        if size_a != size_b:
-            return a if size_a > size_b else b
-    return Refused("which operand of a product is the signal and which the gate is not evident: both have one shape")
+    size_a, size_b = math.prod(a.shape), math.prod(b.shape)
+    if size_a == size_b:
+        raise UnsupportedNetwork(SAME_SIZE)
+    return _with_constant(tape, a, b) if size_a > size_b else _with_constant(tape, b, a)
 
 
 def _divide_call(tape: Tape, a: Any, b: Any, /, *_: Any, **__: Any) -> Any:
@@ -628,6 +629,30 @@ def _cat_call(tape: Tape, tensors: Sequence[Any], /, dim: int = 0, **named: Any)
         return run.merged(joined, top)
 
     return tape.record(step, [tensors[i] for i in places], shape)
+
+
+def _setitem_call(tape: Tape, value: Any, key: Any, written: Any, /) -> Any:
+    """Assignment to entries: they lose the paths that they had and carry those of what is written."""
+    places = key if isinstance(key, tuple) else (key,)
+    if any(isinstance(place, Paths | Refused) for place in places):
+        raise UnsupportedNetwork("an assignment to places that depend on the input has no path rule")
+    shape = tuple(value.shape)
+    kept = torch.ones(shape, dtype=torch.bool)
+    kept[key] = False
+    before = _where_nonzero(tape, value, kept) if isinstance(value, Paths) else torch.zeros(shape)
+    if not isinstance(written, Paths):
+        return before
+    ndim, source = torch.empty(shape, device="meta")[key].ndim, written.shape
+
+    def step(run: Run, v: Value) -> Value:
+        parts = []
+        for part in v.parts:
+            whole = torch.zeros(part.shape[0], *shape, dtype=torch.float64)
+            whole[(slice(None), *places)] = _aligned(spread(part, source, range(len(source))), ndim)
+            parts.append(whole)
+        return Value(tuple(parts), v.log_scale)
+
+    return _add_call(tape, before, tape.record(step, [written], shape))
 
 
 def _stack_call(tape: Tape, tensors: Sequence[Any], /, dim: int = 0) -> Paths:
@@ -759,6 +784,18 @@ def _view_call(tape: Tape, value: Any, /, *args: Any, target: Any, **kwargs: Any
     return view(tape, value, lambda x: target(x, *others, **kwargs))
 
 
+def _attribute_call(tape: Tape, value: Any, name: str, /) -> Any:
+    """An attribute of a tensor: its transpose is a view; all others ask for its form."""
+    if not isinstance(value, Paths):
+        return getattr(value, name)
+    found = getattr(torch.empty(value.shape), name)
+    if not isinstance(found, Tensor):
+        return found
+    if name not in ("T", "mT", "H", "mH", "data"):
+        raise UnsupportedNetwork(f"the attribute {name!r} of a tensor has no path rule")
+    return value if name == "data" else view(tape, value, lambda x: getattr(x, name))
+
+
 def _view_rule(tape: Tape, module: Any, value: Paths) -> Any:
     return view(tape, value, module.forward)
 
@@ -857,6 +894,8 @@ CALL_RULES: dict[Any, Rule] = {
     **{target: partial(_view_call, target=target) for target in _VIEWS},
     **dict.fromkeys([torch.cat, torch.concat, torch.concatenate], _cat_call),
     torch.stack: _stack_call,
+    operator.setitem: _setitem_call,
+    builtins.getattr: _attribute_call,
     **dict.fromkeys([torch.mean, "mean", torch.sum, "sum"], _reduce_call),
     **dict.fromkeys([F.conv1d, F.conv2d, F.conv3d], _conv_call),
     **dict.fromkeys([F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d], _transposed_call),
@@ -880,7 +919,12 @@ CALL_RULES: dict[Any, Rule] = {
     },
 }
 
-# Calls that ask for a shape or a type: answered at once, nothing is recorded.
+
+def _like(factory: Callable[..., Tensor], value: Paths, *args: Any, **kwargs: Any) -> Tensor:
+    return factory(torch.empty(value.shape), *args, **{**kwargs, "device": "cpu"})
+
+
+# Calls that ask for a shape, a type or a constant of that shape: answered at once, nothing is recorded.
 SHAPE_CALLS: dict[Any, Callable[..., Any]] = {
     "size": lambda value, dim=None: torch.Size(value.shape) if dim is None else value.shape[dim],
     "dim": lambda value: len(value.shape),
@@ -888,13 +932,39 @@ SHAPE_CALLS: dict[Any, Callable[..., Any]] = {
     "is_floating_point": lambda value: True,
     torch.is_floating_point: lambda value: True,
     "stride": lambda value, *dim: torch.empty(value.shape, device="meta").stride(*dim),
-    builtins.getattr: lambda value, name: getattr(torch.empty(value.shape, device="meta"), name),
+    **{
+        factory: partial(_like, factory)
+        for factory in (torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like)
+    },
+    **{
+        name: partial(_like, getattr(Tensor, name))
+        for name in ("new_zeros", "new_ones", "new_full", "new_tensor", "new_empty")
+    },
 }
 
 
 def rule_for_module(module: nn.Module) -> Rule | None:
     """The rule of the nearest class of `module` that has one."""
     return next((MODULE_RULES[kind] for kind in type(module).__mro__ if kind in MODULE_RULES), None)
+
+
+_SHARING_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
+_SHARING_CALLS = {*_VIEWS, *_SAMES} - {
+    operator.neg,
+    torch.neg,
+    "neg",
+    torch.clone,
+    "clone",
+    "repeat",
+    "tile",
+    torch.tile,
+}
+_SHARING_CALLS -= {F.batch_norm, F.instance_norm, F.layer_norm, F.group_norm, F.rms_norm, F.local_response_norm}
+
+
+def may_share_memory(target: Any) -> bool:
+    """Whether what a module or a call returns may be the memory of its first argument under another name."""
+    return isinstance(target, _SHARING_MODULES) or not isinstance(target, nn.Module) and target in _SHARING_CALLS
 
 
 def reads_no_settings(rule: Rule | None) -> bool:

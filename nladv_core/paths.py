@@ -23,6 +23,8 @@ kept with the network and every further mean is a dot product.
 """
 
 import functools
+import math
+import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,16 +40,18 @@ from nladv_core.errors import SpecError, UnsupportedNetwork
 from nladv_core.linearize import ChannelPReLU, linearize, units
 from nladv_core.path_rules import (
     CALL_RULES,
+    SAME_SIZE,
     SHAPE_CALLS,
     Gates,
     Paths,
     Refused,
     Run,
     Tape,
+    may_share_memory,
     reads_no_settings,
     rule_for_module,
 )
-from nladv_core.tracing import ExampleInput, example_tensors, graph_of, trace
+from nladv_core.tracing import ExampleInput, example_tensors, graph_of, trace, undisturbed
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ class _Structure:
         self._channelwise = all(unit.granularity == "channel" for unit in self.units)
         self._normalized = normalized
         self._tape = Tape(count_max_pool, gates, normalized)
-        self._fingerprint = _record(net, shapes, self.units, self._tape)
+        with undisturbed(torch.device("cpu")):
+            self._fingerprint = _record(net, shapes, self.units, self._tape)
         marks = [torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in self.sizes]
         with torch.enable_grad():
             paths, length = self._tape.totals(Run(normalized, 0, marks))
@@ -203,7 +208,10 @@ def _shapes(net: nn.Module, example_input: ExampleInput) -> list[tuple[int, ...]
         and all(type(n) is int and n > 0 for n in example_input)
     ):
         return [(1, *example_input)]
-    return [tuple(x.shape) for x in example_tensors(net, example_input)]
+    tensors = example_input if isinstance(example_input, tuple | list) else (example_input,)
+    if tensors and all(isinstance(tensor, Tensor) and tensor.numel() for tensor in tensors):
+        return [tuple(tensor.shape) for tensor in tensors]  # whatever their device
+    return [tuple(x.shape) for x in example_tensors(net, example_input)]  # refuses it, or knows the shape
 
 
 _Fingerprint = tuple[str, list[tuple[nn.Module, str, nn.Module, dict[str, Any] | None]]]
@@ -227,15 +235,19 @@ def _record(
     """
     tape.group_of = {id(unit): position for position, unit in enumerate(groups)}
     env: dict[Node, Any] = {}
+    owner: dict[Node, Node] = {}  # whose memory a view shows
+    inputs = net.graph.find_nodes(op="placeholder")
+    if len(inputs) != len(shapes):
+        raise UnsupportedNetwork(
+            f"the network was recorded with {len(inputs)} inputs, and example_input has {len(shapes)}; pass a tuple "
+            "with one tensor for each."
+        )
     given = iter(shapes)
     called = []
     for node in net.graph.nodes:
         if node.op == "placeholder":
-            shape = next(given, None)
-            if shape is None:
-                env[node] = node.args[0] if node.args else None
-            else:
-                env[node] = tape.record(functools.partial(Run.begin, shape=shape), [], shape)
+            shape = next(given)
+            env[node] = tape.record(functools.partial(Run.begin, shape=shape), [], shape)
         elif node.op == "get_attr":
             env[node] = functools.reduce(getattr, str(node.target).split("."), net)
         elif node.op == "output":
@@ -250,8 +262,17 @@ def _record(
                 called.append((parent, name, module, None if plain else _config(module)))
             args, kwargs = (map_arg(given, env.__getitem__) for given in (node.args, node.kwargs))
             env[node] = _call(tape, node, module, args, kwargs)
-            if _is_in_place(node):
-                env[node.args[0]] = env[node]  # later readers of the input read the result
+            source = node.args[0] if node.args else None
+            if isinstance(source, Node) and (_is_in_place(node) or may_share_memory(module or node.target)):
+                owner[node] = owner.get(source, source)
+            if isinstance(source, Node) and _is_in_place(node):
+                stale = Refused(
+                    f"{_describe(node, module)} writes in place into memory that is read under another name"
+                )
+                for other in env:
+                    if owner.get(other, other) is owner[node] and other is not node:
+                        env[other] = stale
+                env[source] = env[node]  # later readers of the input read the result
     return net._code, called
 
 
@@ -268,8 +289,7 @@ def _outputs(structure: Any) -> list[Paths]:
 
 def _is_in_place(node: Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    written = node.op == "call_method" and name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
-    return written and isinstance(node.args[0], Node)
+    return node.op == "call_method" and name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
 def _call(tape: Tape, node: Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
@@ -278,10 +298,15 @@ def _call(tape: Tape, node: Node, module: nn.Module | None, args: Any, kwargs: A
     leaves = list(_flat(args)) + list(_flat(kwargs))
     rule = rule_for_module(module) if module is not None else CALL_RULES.get(target)
     refused = next((value for value in leaves if isinstance(value, Refused)), None)
-    if refused is not None and not (rule is CALL_RULES["mul"] and tape.gates == "signal"):
-        return refused
-    if refused is None and not any(isinstance(value, Paths) for value in leaves):
+    if refused is not None:
+        signal = _signal(node, args) if rule is CALL_RULES["mul"] and tape.gates == "signal" else None
+        return signal or refused
+    if not any(isinstance(value, Paths) for value in leaves):
         with torch.no_grad():  # constants: computed as they are
+            if target is operator.setitem:
+                args = (args[0].clone(), *args[1:])
+                target(*args)
+                return args[0]
             return (
                 getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
             )
@@ -301,6 +326,22 @@ def _call(tape: Tape, node: Node, module: nn.Module | None, args: Any, kwargs: A
         raise UnsupportedNetwork(
             f"{described}: the example's shape does not fit ({error}); pass the shape that the network is made for."
         ) from error
+
+
+def _signal(node: Node, args: Sequence[Any]) -> Paths | Refused | None:
+    """What a product carries on, when nobody can tell the paths of one operand or of both: those of the larger.
+
+    Sizes are those of the example that the network was recorded with: a refused tensor has none of its own.
+    """
+    shapes = [arg.meta.get("shape") if isinstance(arg, Node) else None for arg in node.args[:2]]
+    if None in shapes or not all(isinstance(arg, Paths | Refused) for arg in args[:2]):
+        return None
+    size_a, size_b = (math.prod(shape or ()) for shape in shapes)
+    if size_a == size_b:
+        paths = any(isinstance(arg, Paths) for arg in args[:2])
+        return Refused(f"{_describe(node, None)}: {SAME_SIZE}") if paths else None
+    larger = 0 if size_a > size_b else 1
+    return args[larger] if node.meta.get("shape") == shapes[larger] else None
 
 
 def _flat(arguments: Any) -> Iterator[Any]:

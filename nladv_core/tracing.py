@@ -10,8 +10,11 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import functools
+import inspect
+import operator
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
 
-from nladv_core.errors import UnsupportedNetwork
+from nladv_core.errors import SpecError, UnsupportedNetwork
 
 ExampleInput = Tensor | Sequence[Tensor] | Sequence[int]
 
@@ -44,9 +48,14 @@ def example_tensors(model: nn.Module, example_input: ExampleInput) -> tuple[Tens
             two normally distributed examples are made (no global random state is touched).
 
     Raises:
-        UnsupportedNetwork: for anything else, or a shape with sizes that are not positive.
+        UnsupportedNetwork: for anything else, a shape with sizes that are not positive, or a model that is no module or
+            on the meta device.
+        SpecError: for a tensor without entries or on the meta device.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedNetwork(f"the network is {model!r:.80}; expected a torch.nn.Module.")
     like = next(model.parameters(), None)
+    _check_numbers(model, example_input)
     device = like.device if like is not None else torch.device("cpu")
     dtype = like.dtype if like is not None and like.is_floating_point() else torch.get_default_dtype()
     if isinstance(example_input, Tensor):
@@ -60,9 +69,22 @@ def example_tensors(model: nn.Module, example_input: ExampleInput) -> tuple[Tens
             return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype),)
     raise UnsupportedNetwork(
         f"example_input is {example_input!r:.80}; expected a tensor, a tuple of tensors, or a shape of positive "
-        "integers "
-        "without the batch axis such as (3, 32, 32)."
+        "integers without the batch axis such as (3, 32, 32)."
     )
+
+
+def _check_numbers(model: nn.Module, example_input: Any) -> None:
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} is on the meta device, where tensors have no values; move it to another with "
+            "model.to_empty(device=...) and load its weights first."
+        )
+    for tensor in example_input if isinstance(example_input, tuple | list) else (example_input,):
+        if isinstance(tensor, Tensor) and (tensor.is_meta or tensor.numel() == 0):
+            what = "on the meta device, without values" if tensor.is_meta else "empty"
+            raise SpecError(
+                f"example_input is {what} (shape {tuple(tensor.shape)}); expected a batch of at least one example."
+            )
 
 
 class _NotTraceable(Exception):
@@ -85,6 +107,9 @@ class ValueProxy(Proxy):
             raise _NotTraceable("takes len() of a tensor, which would fix the batch size")
         return len(self.value)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     def __float__(self) -> float:
         raise _NotTraceable("turns a value into a Python number")
 
@@ -96,7 +121,7 @@ class _ValueTracer(Tracer):
         super().__init__()
         self._inputs = iter(values)
         self._count = len(values)
-        self._looking = False  # True while a value is computed: nothing is recorded then
+        self.looking = False  # True while a value is computed: nothing is recorded then
         self.failed_in = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -107,10 +132,15 @@ class _ValueTracer(Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         code = root_fn.__code__
         names = [*code.co_varnames[1 : code.co_argcount]]
-        if len(names) < self._count and code.co_flags & 0x04:  # *args
+        needed = len(names) - len(root_fn.__defaults__ or ())
+        if len(names) < self._count and code.co_flags & inspect.CO_VARARGS:
             names += [f"input_{i}" for i in range(len(names), self._count)]
-        if len(names) < self._count:
-            raise _NotTraceable(f"takes {len(names)} inputs, and the example has {self._count}")
+        if not needed <= self._count <= len(names):
+            takes = f"{needed}" if needed == len(names) else f"{needed} to {len(names)}"
+            raise UnsupportedNetwork(
+                f"{type(self.root).__name__} takes {takes} inputs, and example_input has {self._count}; pass a tuple "
+                "with one tensor for each."
+            )
         return root_fn, [
             self.root,
             *(self.create_proxy("placeholder", name, (), {}) for name in names[: self._count]),
@@ -121,11 +151,11 @@ class _ValueTracer(Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *more, **named)
-        self._looking = True
+        self.looking = True
         try:
             proxy.value = self._evaluate(kind, target, _values(args), _values(kwargs))
         finally:
-            self._looking = False
+            self.looking = False
         proxy.node.meta["scope"] = self.scope.module_path
         if isinstance(proxy.value, Tensor):
             proxy.node.meta["shape"] = tuple(proxy.value.shape)
@@ -152,7 +182,7 @@ class _ValueTracer(Tracer):
         return function(*(args[1:] if kind == "call_method" else args), **kwargs)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self._looking:
+        if self.looking:
             return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -161,7 +191,7 @@ class _ValueTracer(Tracer):
             raise
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._looking else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return attr_val if self.looking else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: Any) -> bool:
         if isinstance(obj.value, Tensor):
@@ -186,6 +216,36 @@ def _attribute(root: Any, path: str) -> Any:
     for name in path.split("."):
         root = getattr(root, name)
     return root
+
+
+# Functions that make a tensor and do not notice that a size, a device or a fill value is a symbol.
+_FACTORIES = (
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"),
+    *("tensor", "zeros"),
+)
+
+
+@contextlib.contextmanager
+def _factories_recorded(tracer: _ValueTracer) -> Iterator[None]:
+    """Let torch's factories record their calls as all other operations do by themselves."""
+
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if tracer.looking or not any(isinstance(leaf, ValueProxy) for leaf in tree_leaves((args, kwargs))):
+                return function(*args, **kwargs)
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return call
+
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+    for name, function in originals.items():
+        setattr(torch, name, recording(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
 
 
 @contextlib.contextmanager
@@ -275,29 +335,35 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedNetwork("the network is a TorchScript module, which hides its call sites; pass the original.")
-    try:
-        pristine = copy.deepcopy(model)
-        scratches = [copy.deepcopy(model) for _ in range(2)]
-    except Exception as error:
-        raise UnsupportedNetwork(
-            f"the network cannot be copied (copy.deepcopy: {error}); it must be, to be left alone."
-        ) from error
+    pristine = _copied(model)
     graphs = []
-    for scratch, training in zip(scratches, (True, False), strict=True):
+    for training in (True, False):
+        scratch = _copied(model)
         for module in scratch.modules():
             module.training = training
         tracer = _ValueTracer(tuple(x.clone() for x in inputs))
-        with undisturbed(inputs[0].device):
+        with undisturbed(inputs[0].device), _factories_recorded(tracer):
             try:
                 graph = tracer.trace(scratch)
+            except UnsupportedNetwork:
+                raise
             except Exception as error:
-                raise UnsupportedNetwork(_explain(tracer, error)) from error
+                raise UnsupportedNetwork(_explain(tracer, error, model, inputs)) from error
         for node in graph.find_nodes(op="get_attr"):
             if "." not in node.target and not hasattr(pristine, node.target):  # a constant that tracing lifted out
                 setattr(pristine, node.target, getattr(scratch, node.target))
         graphs.append(graph)
     merged = _merged(*graphs)
     return Trace(pristine, tuple(graphs) if merged is None else (merged,))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedNetwork(
+            f"the network cannot be copied (copy.deepcopy: {error}); it must be, to be left alone."
+        ) from error
 
 
 def _merged(training: Graph, evaluation: Graph) -> Graph | None:
@@ -331,7 +397,10 @@ def _merged(training: Graph, evaluation: Graph) -> Graph | None:
     return training
 
 
-def _explain(tracer: _ValueTracer, error: Exception) -> str:
+_KEPT_WHOLE = "give the module that does it, if no ReLU is in there, an attribute is_traced_whole = True"
+
+
+def _explain(tracer: _ValueTracer, error: Exception, model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
     """One sentence: in which module and line the trace stopped, why, and what to do."""
     module = f"module {tracer.failed_in!r}" if tracer.failed_in else "the network itself"
     frames = [
@@ -340,14 +409,31 @@ def _explain(tracer: _ValueTracer, error: Exception) -> str:
         if frame.filename != __file__ and "/torch/" not in frame.filename and "<eval_with_key>" not in frame.filename
     ]
     line = f", {frames[-1].filename.rsplit('/', 1)[-1]} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    place, found = f"in {module}{line}", f"{type(error).__name__}: {error}".rstrip(". ")
     if isinstance(error, _NotTraceable):
         return (
-            f"in {module}{line}: the forward pass {error}; keep such a decision out of the network, or linearize the "
-            "parts before and after it separately."
+            f"{place}: the forward pass {error}; keep such a decision out of the network, linearize the parts before "
+            f"and after it separately, or {_KEPT_WHOLE}."
         )
+    if _runs(model, inputs):
+        return (
+            f"{place}: the forward pass runs by itself, but this call cannot be recorded ({found}); linearize the "
+            f"parts around it separately, or {_KEPT_WHOLE}."
+        )
+    given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
+    like = next(model.parameters(), None)
+    made = "" if like is None else f"; its parameters are {like.dtype} on {like.device}"
     return (
-        f"in {module}{line}: the forward pass stopped with {type(error).__name__}: {error}. If the network runs "
-        "on this "
-        "example by itself, the call cannot be recorded: linearize the parts around it separately; otherwise "
-        "mend the example input."
+        f"{type(model).__name__} fails on the example ({given}) by itself, {place}: {found}; pass an input of the "
+        f"shape and type that it is made for{made}."
     )
+
+
+def _runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a copy of the network, in evaluation, takes the example."""
+    with undisturbed(inputs[0].device):
+        try:
+            copy.deepcopy(model).eval()(*(x.clone() for x in inputs))
+        except Exception:
+            return False
+    return True
