@@ -972,6 +972,14 @@ def reads_no_settings(rule: Rule | None) -> bool:
     return rule in (_same, _unit)
 
 
+_declared: list[Any] = []
+
+
+def rules_version() -> int:
+    """Grows with every declared rule: what was analysed under other rules is out of date."""
+    return len(_declared)
+
+
 def declare_path_rule(target: Any, rule: Literal["same", "nonlinear", "view"] | Rule) -> None:
     """Say what an operation of your own does to paths, for all networks of this process.
 
@@ -1001,3 +1009,4 @@ def declare_path_rule(target: Any, rule: Literal["same", "nonlinear", "view"] | 
     if not callable(made):
         raise SpecError(f"rule is {rule!r}; expected 'same', 'nonlinear', 'view' or a function.")
     (MODULE_RULES if is_module else CALL_RULES)[target] = made
+    _declared.append(target)

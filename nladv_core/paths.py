@@ -50,6 +50,7 @@ from nladv_core.path_rules import (
     may_share_memory,
     reads_no_settings,
     rule_for_module,
+    rules_version,
 )
 from nladv_core.tracing import ExampleInput, example_tensors, graph_of, trace, undisturbed
 
@@ -188,7 +189,7 @@ def _structure(
     graph = graph_of(net)
     if graph is not None and any(isinstance(module, ChannelPReLU) for module in graph.modules()):
         shapes = _shapes(net, example_input)
-        key = (normalized, count_max_pool, gates, *shapes)
+        key = (normalized, count_max_pool, gates, rules_version(), *shapes)
         kept = _known.setdefault(graph, {})
         if key not in kept or not kept[key].fits(graph):
             kept[key] = _Structure(graph, shapes, normalized, count_max_pool, gates)
@@ -299,8 +300,17 @@ def _call(tape: Tape, node: Node, module: nn.Module | None, args: Any, kwargs: A
     rule = rule_for_module(module) if module is not None else CALL_RULES.get(target)
     refused = next((value for value in leaves if isinstance(value, Refused)), None)
     if refused is not None:
-        signal = _signal(node, args) if rule is CALL_RULES["mul"] and tape.gates == "signal" else None
-        return signal or refused
+        if rule is not CALL_RULES["mul"]:
+            return refused
+        if tape.gates == "signal":
+            return _signal(node, args) or refused
+        if any(isinstance(value, Paths) for value in leaves):
+            reason = refused.reason
+            return Refused(
+                f'{reason}. Its result gates the signal in {_describe(node, None)}; pass gates="signal" to lead paths '
+                "through the larger operand only"
+            )
+        return refused
     if not any(isinstance(value, Paths) for value in leaves):
         with torch.no_grad():  # constants: computed as they are
             if target is operator.setitem:
