@@ -366,6 +366,45 @@ def visits(probabilities: Mapping[str, Tensor], source: str) -> Figure:
         return _stamp(figure, source)
 
 
+def napl_by_group(rows: pd.DataFrame, source: str) -> Figure:
+    """What each unit group adds to the NAPL, before linearization (outline) and after, for one or two penalties.
+
+    Args:
+        rows: group, penalty, seed, napl (a group's part after linearization) and before (its part with all units
+            active); groups in execution order.
+        source: provenance.
+    """
+    require(rows, ["group", "penalty", "seed", "napl", "before"])
+    groups, penalties = list(dict.fromkeys(rows["group"])), list(dict.fromkeys(rows["penalty"]))
+    means = summaries.spread(rows, ["penalty", "group"], ["napl", "before"]).set_index(["penalty", "group"])
+    width = 0.8 / len(penalties)
+    with style():
+        figure, axis = _new(height=2.9)
+        place = np.arange(len(groups))
+        before = [means.loc[(penalties[0], group), "before"] for group in groups]
+        axis.bar(place, before, width=0.86, color="none", edgecolor=GREY, linestyle=":", label="all units active")
+        for n, (penalty, colour, hatch) in enumerate(zip(penalties, (BLUE, ORANGE), ("", "///"), strict=False)):
+            part = means.loc[penalty].reindex(groups)
+            axis.bar(
+                place + (n - (len(penalties) - 1) / 2) * width,
+                part["napl"],
+                yerr=part["napl_sd"].fillna(0),
+                width=0.94 * width,
+                color=colour,
+                edgecolor="white",
+                hatch=hatch,
+                linewidth=0,
+                error_kw={"ecolor": "#222222", "elinewidth": 1, "capsize": 2},
+                label=penalty,
+            )
+        axis.set_xticks(place, groups)
+        axis.set(xlabel="unit group, input on the left", ylabel="part of the NAPL")
+        axis.set_ylim(0, 1.45 * max(before))
+        axis.legend(loc="upper center", ncols=3, columnspacing=1.2, handlelength=1.4)
+        axis.grid(axis="x", visible=False)
+        return _stamp(figure, source)
+
+
 # -------------------------------------------------------------------------------------------------- accuracy and depth
 
 

@@ -204,7 +204,7 @@ def test_max_pooling_counts_on_request() -> None:
 class TestRefusedPathLength:
     def test_everything_else_stands(self) -> None:
         found = nl.report(Squeezed(), (3, 8, 8))
-        assert found.refused and "sigmoid" in found.refused
+        assert found.refused and "sigmoid" in found.refused and 'gates="signal"' in found.refused
         assert math.isnan(found.totals["napl"]) and math.isnan(found.totals["apl"])
         assert [(row.active, row.units, row.pixels) for row in found.groups] == [(4, 4, 4 * 64)]
         assert math.isnan(found.groups[0].napl) and found.frame["napl"].isna().all()
