@@ -44,6 +44,40 @@ def test_slope_gradient_is_the_sum_over_negative_inputs_and_zero_when_inactive(g
     torch.testing.assert_close(unit.slope.grad, torch.where(unit.active, expected, 0.0))
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 6), (2, 3, 4, 5)])
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+def test_first_and_second_derivatives_are_those_of_the_formula(granularity, shape):
+    unit = nl.ChannelPReLU(shape[1:], 1, granularity).double()
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    with torch.no_grad():
+        unit.slope.copy_(torch.rand(unit.slope.shape, generator=generator))
+    unit.active.view(-1)[0] = granularity == "layer"
+
+    def formula(x, slope):
+        slope = torch.where(unit.active, slope, 1.0).view(-1, *(1 for _ in shape[2:]))
+        return x.clamp(min=0) + slope * x.clamp(max=0)
+
+    found, expected = unit(x), formula(x, unit.slope)
+    for _ in range(2):  # the first derivatives, then theirs
+        torch.testing.assert_close(found, expected)
+        found, expected = (
+            torch.cat([d.flatten() for d in torch.autograd.grad(y.pow(3).sum(), (x, unit.slope), create_graph=True)])
+            for y in (found, expected)
+        )
+    torch.testing.assert_close(found, expected)
+
+
+def test_units_are_listed_anew_when_one_is_replaced():
+    net = nl.linearize(nets.build("resnet8"), (3, 8, 8))
+    nl.units(net)
+    net.layer1.add_module("extra", nn.Identity())
+    other = nl.ChannelPReLU((16, 8, 8), order=1)
+    net.set_submodule("layer1.0.relu2", other)
+    assert nl.units(net)[1] == ("layer1.0.relu2", other)
+    assert nl.units(copy.deepcopy(net))[1][1] is not other
+
+
 def test_an_inactive_unit_is_the_identity_whatever_its_slope_holds():
     unit = nl.ChannelPReLU((2,), 1)
     with torch.no_grad():
