@@ -79,7 +79,7 @@ class ChannelPReLU(nn.Module):
             return F.prelu(x, slope) if plain or x.device.type != "cpu" else _Bend.apply(x, slope)
         if self.granularity == "channel":
             slope = slope.view([-1 if axis == self.channel_axis % x.ndim else 1 for axis in range(x.ndim)])
-        bent = F.relu(x) if self.limit == math.inf else x.clamp(0, self.limit)
+        bent = F.relu(x) if self.limit == math.inf else x.clamp(0.0, self.limit)
         return bent + slope * (x - bent)
 
     @property
@@ -487,8 +487,9 @@ def _check_equal(model: nn.Module, net: nn.Module, inputs: tuple[Tensor, ...]) -
     if not same:
         raise UnsupportedNetwork(
             f"{type(model).__name__}: its linearized copy would not compute the same in evaluation mode. Usual causes: "
-            "an in-place ReLU on a tensor that is also read through a view (use the out-of-place form), random numbers "
-            "in evaluation, or a batch of one with permuted axes, where torch may round otherwise (pass two examples)."
+            "an in-place ReLU or += on a tensor that is read through a view as well (use the out-of-place form), "
+            "random numbers in evaluation, or a batch of one with permuted axes, where torch may round otherwise (pass "
+            "two examples)."
         )
 
 

@@ -577,7 +577,10 @@ def _where_nonzero(tape: Tape, value: Paths, kept: Tensor) -> Paths:
     return tape.record(lambda run, v: Value(tuple(part * mask for part in v.parts), v.log_scale), [value], value.shape)
 
 
-SAME_SIZE = "which operand of a product is the signal and which the gate is not evident: both have one size"
+SAME_SIZE = (
+    "which operand of a product is the signal and which the gate is not evident, as both have one size; a larger "
+    "example may tell them apart"
+)
 
 
 def _gate(tape: Tape, a: Paths, b: Paths) -> Any:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from nladv_core.errors import SpecError, UnsupportedNetwork
@@ -178,6 +179,10 @@ class _ValueTracer(Tracer):
             finally:
                 for m, mode in modes:
                     m.training = mode
+        if target is F.batch_norm:  # likewise
+            call = inspect.signature(target).bind(*args, **kwargs)
+            call.arguments["training"] = call.arguments.get("running_mean") is None
+            return target(*call.args, **call.kwargs)
         function = getattr(args[0], target) if kind == "call_method" else target
         return function(*(args[1:] if kind == "call_method" else args), **kwargs)
 
