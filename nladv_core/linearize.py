@@ -487,8 +487,9 @@ def _check_equal(model: nn.Module, net: nn.Module, inputs: tuple[Tensor, ...]) -
     if not same:
         raise UnsupportedNetwork(
             f"{type(model).__name__}: its linearized copy would not compute the same in evaluation mode. Usual causes: "
-            "an in-place ReLU on a tensor that is also read through a view (use the out-of-place form), random numbers "
-            "in evaluation, or a batch of one with permuted axes, where torch may round otherwise (pass two examples)."
+            "an in-place ReLU or += on a tensor that is read through a view as well (use the out-of-place form), "
+            "random numbers in evaluation, or a batch of one with permuted axes, where torch may round otherwise (pass "
+            "two examples)."
         )
 
 
