@@ -355,6 +355,8 @@ def visits(probabilities: Mapping[str, Tensor], source: str) -> Figure:
             `visit_probability` returns them.
         source: provenance.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not probabilities:
         raise RecordError("found no visit probabilities to draw, expected one entry per ReLU layer")
     sums = [float(value.sum()) for value in probabilities.values()]
@@ -362,6 +364,7 @@ def visits(probabilities: Mapping[str, Tensor], source: str) -> Figure:
         figure, axis = _new(height=2.7)
         axis.bar(np.arange(1, len(sums) + 1), sums, color=BLUE, width=0.85, linewidth=0)
         axis.set(xlabel="ReLU layer, input on the left", ylabel="probability of a visit", ylim=(0, 1.08))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(axis="x", visible=False)
         return _stamp(figure, source)
 

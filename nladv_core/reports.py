@@ -111,25 +111,24 @@ class Report:
         """The same for a notebook: plain tables that take their colours from the page."""
 
         def row(cells: Sequence[str], tag: str = "td") -> str:
-            first = (
-                f'<th scope="{"row" if tag == "td" else "col"}" style="text-align: left">{html.escape(cells[0])}</th>'
-            )
+            first = f'<th scope="{"row" if tag == "td" else "col"}" style="{_LEFT}">{html.escape(cells[0])}</th>'
             scope = ' scope="col"' if tag == "th" else ""
-            rest = "".join(f'<{tag}{scope} style="text-align: right">{html.escape(c)}</{tag}>' for c in cells[1:])
+            rest = "".join(f'<{tag}{scope} style="{_RIGHT}">{html.escape(c)}</{tag}>' for c in cells[1:])
             return f"<tr>{first}{rest}</tr>"
 
         body = "".join(row(_cells(group)) for group in self.groups)
         summary = "".join(
-            f'<tr><th scope="row" style="text-align: left">{html.escape(name)}</th>'
-            f'<td style="text-align: left">{html.escape(value)}</td></tr>'
+            f'<tr><th scope="row" style="{_LEFT}">{html.escape(name)}</th>'
+            f'<td style="{_LEFT}">{html.escape(value)}</td></tr>'
             for name, value in self._summary()
         )
         title = html.escape(self._title())
         return (
             '<div style="overflow-x: auto">'
-            f'<table class="nladv-report"><caption style="text-align: left">{title}</caption>'
-            f"<thead>{row(_HEAD, 'th')}</thead><tbody>{body}</tbody><tfoot>{row(self._foot())}</tfoot></table>"
-            f'<table class="nladv-report"><caption style="text-align: left">Totals for one example</caption>'
+            f'<table class="nladv-report"><caption style="{_LEFT}">{title}</caption>'
+            f'<thead style="border-bottom: 1px solid">{row(_HEAD, "th")}</thead><tbody>{body}</tbody>'
+            f'<tfoot style="border-top: 1px solid">{row(self._foot())}</tfoot></table>'
+            f'<table class="nladv-report"><caption style="{_LEFT}">Totals for one example</caption>'
             f"<tbody>{summary}</tbody></table></div>"
         )
 
@@ -165,6 +164,7 @@ class Report:
         ]
 
 
+_LEFT, _RIGHT = "text-align: left; padding: 0.1em 0.6em", "text-align: right; padding: 0.1em 0.6em"
 _HEAD = ("unit group", "active", "units", "pixels", "NAPL", "share")
 
 
