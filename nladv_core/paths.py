@@ -160,7 +160,8 @@ class _Structure:
         """Whether the network still has the structure that was analysed."""
         code, modules = self._fingerprint
         return net._code is code and all(
-            parent._modules.get(name) is module and (config is None or _config(module) == config)
+            (net if parent is None else parent)._modules.get(name) is module
+            and (config is None or _config(module) == config)
             for parent, name, module, config in modules
         )
 
@@ -215,7 +216,8 @@ def _shapes(net: nn.Module, example_input: ExampleInput) -> list[tuple[int, ...]
     return [tuple(x.shape) for x in example_tensors(net, example_input)]  # refuses it, or knows the shape
 
 
-_Fingerprint = tuple[str, list[tuple[nn.Module, str, nn.Module, dict[str, Any] | None]]]
+# A parent of None is the network itself: the entry must not keep it alive.
+_Fingerprint = tuple[str, list[tuple[nn.Module | None, str, nn.Module, dict[str, Any] | None]]]
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
@@ -257,8 +259,8 @@ def _record(
             module = None
             if node.op == "call_module":
                 path, _, name = str(node.target).rpartition(".")
-                parent = net.get_submodule(path)
-                module = getattr(parent, name)
+                parent = net.get_submodule(path) if path else None
+                module = getattr(net if parent is None else parent, name)
                 plain = reads_no_settings(rule_for_module(module))
                 called.append((parent, name, module, None if plain else _config(module)))
             args, kwargs = (map_arg(given, env.__getitem__) for given in (node.args, node.kwargs))

@@ -12,7 +12,7 @@ Slow on purpose, and the baseline of the benchmark.
 
 import math
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def _layer(module: nn.Conv2d | nn.Linear, h: Histograms) -> Histograms:
     if isinstance(module, nn.Linear):
         return _summed(h, F.linear(h.rows, weight), weight[0].numel())
     assert module.padding_mode == "zeros"
-    settings = (module.stride, module.padding, module.dilation, module.groups)
+    settings: Any = (module.stride, module.padding, module.dilation, module.groups)
     return _summed(h, F.conv2d(h.rows, weight, None, *settings), weight[0].numel())
 
 
@@ -58,7 +58,7 @@ def _global_pool(h: Histograms, size) -> Histograms:
     return _summed(h, h.rows.sum((2, 3), keepdim=True), h.rows[0, 0].numel())
 
 
-def _bend(unit: nn.Module, h: Histograms) -> Histograms:
+def _bend(unit: Any, h: Histograms) -> Histograms:
     active = unit.active.double().view([-1 if axis == 1 else 1 for axis in range(h.rows.ndim)])
     shifted = torch.cat([torch.zeros_like(h.rows[:1]), h.rows[:-1]])
     return h._replace(rows=active * shifted + (1 - active) * h.rows)

@@ -1,8 +1,10 @@
 """Path lengths against brute force, the paper's algorithm, and every worked fact."""
 
 import copy
+import gc
 import math
 import random
+import weakref
 
 import pytest
 import torch
@@ -319,6 +321,16 @@ def test_measuring_is_silent_and_masks_are_read_at_the_call():
     assert torch.equal(state, torch.get_rng_state()) and modes == [m.training for m in net.modules()]
     nl.units(net)[0][1].active.fill_(True)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_what_is_kept_of_a_network_does_not_keep_it_alive():
+    net = nl.linearize(nets.build("resnet8"), (3, 8, 8))
+    nl.path_length(net, (3, 8, 8))
+    nl.slope_penalty(net)
+    seen = weakref.ref(net)
+    del net
+    gc.collect()
+    assert seen() is None
 
 
 def test_a_changed_network_is_analysed_again():
