@@ -10,6 +10,7 @@ from typing import Any
 
 from nladv_core.errors import DataError, NladvError, RecordError, SpecError, UnsupportedNetwork
 from nladv_core.linearize import (
+    ActivationsLeftAlone,
     ChannelPReLU,
     GoalController,
     active_counts,
@@ -27,6 +28,7 @@ from nladv_core.linearize import (
     slope_penalty,
     units,
 )
+from nladv_core.path_rules import declare_path_rule
 from nladv_core.paths import PathLength, path_length, visit_probability
 
 __version__ = "0.1.0"
@@ -34,12 +36,14 @@ __version__ = "0.1.0"
 _LATER = {
     "experiments": ("chapter",),
     "recipes": ("Recipe", "RECIPES"),
+    "reports": ("Report", "report"),
     "runs": ("RunSpec", "Store"),
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
-_MODULES = ("datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
+_MODULES = ("compat", "datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
 
 __all__ = [
+    "ActivationsLeftAlone",
     "ChannelPReLU",
     "DataError",
     "GoalController",
@@ -52,6 +56,7 @@ __all__ = [
     "active_counts",
     "active_fraction",
     "apply_masks_",
+    "declare_path_rule",
     "effective_width",
     "freeze_linear_",
     "linearize",

@@ -29,7 +29,10 @@ from nladv_core.places import project_root
 from nladv_core.values import nearest
 
 # Packages whose version shows in a chapter's outputs or in a page.
-_CHAPTER_PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "seaborn", "scikit-learn")
+_CHAPTER_PACKAGES = (
+    *("torch", "numpy", "pandas", "matplotlib", "seaborn", "scikit-learn"),
+    *("torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
+)
 _PAGE_PACKAGES = ("jupyter-book", "sphinx-book-theme", "pydata-sphinx-theme", "myst-nb", "sphinx-mathjax-offline")
 
 

@@ -253,7 +253,40 @@ class AccuracyAndDepth(Chapter):
         return list(found)
 
 
-CHAPTERS: Mapping[str, type[Chapter]] = {kind.name: kind for kind in (Linearization, PathLength, AccuracyAndDepth)}
+@dataclass(frozen=True, kw_only=True)
+class YourOwnNetwork(Chapter):
+    """A chapter beside the paper: networks from elsewhere; one is trained in the notebook, on digits at every tier.
+
+    Attributes:
+        omega: strength of the regularizer, above 0; None: by tier.
+        seeds: repetitions; None: by tier.
+        epochs: of training, and of linearization; None: by tier.
+        images: how many to train on, at least 32, one batch; None: by tier.
+    """
+
+    name: ClassVar[str] = "your_own_network"
+    omega: float | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, value in _OWN_SMOKE.items() if self.tier == "smoke" else _OWN.items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, value)
+        limits = {"omega": (1e-12, "a number above 0"), "epochs": (1, "at least 1"), "images": (32, "at least 32")}
+        for field, (least, expected) in limits.items():
+            if getattr(self, field) < least:
+                raise SpecError(f"{self.name}: {field} is {getattr(self, field)}, expected {expected}")
+
+
+_OWN = {"omega": 0.04, "seeds": (0, 1, 2), "epochs": 7, "images": 1000}
+_OWN_SMOKE = {"omega": 1.2, "seeds": (0,), "epochs": 2, "images": 256}  # few steps need a strong pull
+
+CHAPTERS: Mapping[str, type[Chapter]] = {
+    kind.name: kind for kind in (Linearization, PathLength, AccuracyAndDepth, YourOwnNetwork)
+}
 
 _LITERALS = (str, int, float, bool, list, tuple, dict, type(None))
 _IPYTHON = ("In", "Out")

@@ -355,6 +355,8 @@ def visits(probabilities: Mapping[str, Tensor], source: str) -> Figure:
             `visit_probability` returns them.
         source: provenance.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not probabilities:
         raise RecordError("found no visit probabilities to draw, expected one entry per ReLU layer")
     sums = [float(value.sum()) for value in probabilities.values()]
@@ -362,6 +364,46 @@ def visits(probabilities: Mapping[str, Tensor], source: str) -> Figure:
         figure, axis = _new(height=2.7)
         axis.bar(np.arange(1, len(sums) + 1), sums, color=BLUE, width=0.85, linewidth=0)
         axis.set(xlabel="ReLU layer, input on the left", ylabel="probability of a visit", ylim=(0, 1.08))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(axis="x", visible=False)
+        return _stamp(figure, source)
+
+
+def napl_by_group(rows: pd.DataFrame, source: str) -> Figure:
+    """What each unit group adds to the NAPL, before linearization (outline) and after, for one or two penalties.
+
+    Args:
+        rows: group, penalty, seed, napl (a group's part after linearization) and before (its part with all units
+            active); groups in execution order.
+        source: provenance.
+    """
+    require(rows, ["group", "penalty", "seed", "napl", "before"])
+    groups, penalties = list(dict.fromkeys(rows["group"])), list(dict.fromkeys(rows["penalty"]))
+    means = summaries.spread(rows, ["penalty", "group"], ["napl", "before"]).set_index(["penalty", "group"])
+    width = 0.8 / len(penalties)
+    with style():
+        figure, axis = _new(height=2.9)
+        place = np.arange(len(groups))
+        before = [means.loc[(penalties[0], group), "before"] for group in groups]
+        axis.bar(place, before, width=0.86, color="none", edgecolor=GREY, linestyle=":", label="all units active")
+        for n, (penalty, colour, hatch) in enumerate(zip(penalties, (BLUE, ORANGE), ("", "///"), strict=False)):
+            part = means.loc[penalty].reindex(groups)
+            axis.bar(
+                place + (n - (len(penalties) - 1) / 2) * width,
+                part["napl"],
+                yerr=part["napl_sd"].fillna(0),
+                width=0.94 * width,
+                color=colour,
+                edgecolor="white",
+                hatch=hatch,
+                linewidth=0,
+                error_kw={"ecolor": "#222222", "elinewidth": 1, "capsize": 2},
+                label=penalty,
+            )
+        axis.set_xticks(place, groups)
+        axis.set(xlabel="unit group, input on the left", ylabel="part of the NAPL")
+        axis.set_ylim(0, 1.45 * max(before))
+        axis.legend(loc="upper center", ncols=3, columnspacing=1.2, handlelength=1.4)
         axis.grid(axis="x", visible=False)
         return _stamp(figure, source)
 

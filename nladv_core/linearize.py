@@ -14,10 +14,13 @@ pixel-wise slopes as its active share.
 import itertools
 import math
 import os
-from collections.abc import Container, Mapping
+import warnings
+import weakref
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
@@ -25,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from nladv_core.errors import RecordError, SpecError, UnsupportedNetwork
-from nladv_core.tracing import ExampleInput, example_tensors, trace, undisturbed
+from nladv_core.tracing import ByMode, ExampleInput, example_tensors, trace, undisturbed
 
 Granularity = Literal["channel", "layer", "pixel"]
 Masks = dict[str, Tensor]
@@ -42,6 +45,7 @@ class ChannelPReLU(nn.Module):
         channels: C, the number of channels of the call site, whatever the granularity.
         channel_axis: which axis of the input counts the channels (may be negative).
         order: position among the call sites of the network, in execution order.
+        limit: infinite for a ReLU; 6 for a ReLU6, whose unit is φ_α(x) = c + α·(x - c) with c = x clipped to [0, 6].
     """
 
     is_traced_whole = True
@@ -52,13 +56,14 @@ class ChannelPReLU(nn.Module):
         channel_axis: int = 1,
         granularity: Granularity = "channel",
         order: int = 0,
+        limit: float = math.inf,
     ):
         """Args: feature_shape is the input's shape without the batch axis 0."""
         super().__init__()
         ndim = len(feature_shape) + 1
         axis = channel_axis % ndim
         self.channels = feature_shape[axis - 1] if axis else 0
-        self.channel_axis, self.granularity, self.order = channel_axis, granularity, order
+        self.channel_axis, self.granularity, self.order, self.limit = channel_axis, granularity, order, limit
         shape = {"channel": (self.channels,), "layer": (1,), "pixel": feature_shape}[granularity]
         self.slope = nn.Parameter(torch.zeros(shape))
         self.active: Tensor
@@ -67,11 +72,14 @@ class ChannelPReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Bend negative inputs; same shape, same dtype."""
         slope = torch.where(self.active, self.slope, 1.0).to(x.dtype)
-        if self.granularity == "layer" or (self.granularity == "channel" and self.channel_axis == 1):
-            return F.prelu(x, slope)  # the same formula, in one kernel
+        one_axis = self.granularity == "layer" or (self.granularity == "channel" and self.channel_axis == 1)
+        if one_axis and self.limit == math.inf:
+            plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not slope.requires_grad
+            # The same formula, in one kernel.
+            return F.prelu(x, slope) if plain or x.device.type != "cpu" else _Bend.apply(x, slope)
         if self.granularity == "channel":
             slope = slope.view([-1 if axis == self.channel_axis % x.ndim else 1 for axis in range(x.ndim)])
-        bent = F.relu(x)
+        bent = F.relu(x) if self.limit == math.inf else x.clamp(0.0, self.limit)
         return bent + slope * (x - bent)
 
     @property
@@ -92,10 +100,41 @@ class ChannelPReLU(nn.Module):
     def extra_repr(self) -> str:
         """What `print(net)` shows."""
         active = f"{int(self.active.sum())} of {self.active.numel()} active"
-        return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise, {active}"
+        limit = "" if self.limit == math.inf else f", clipped at {self.limit:g}"
+        return f"{self.channels} channels on axis {self.channel_axis}, {self.granularity}-wise{limit}, {active}"
+
+
+class _Bend(torch.autograd.Function):
+    """`F.prelu` for eager training on a CPU, where torch's own backward pass takes five times as long as this one."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, slope: Tensor) -> Tensor:
+        return F.prelu(x, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, slope = ctx.saved_tensors
+        (gradient,) = gradients
+        shaped = slope.view([-1 if axis == 1 else 1 for axis in range(x.ndim)])
+        positive = torch.ops.aten.threshold_backward(gradient, x, 0)  # 0 where x <= 0, as for F.relu
+        negative = gradient - positive
+        if torch.is_grad_enabled():  # somebody differentiates twice: nothing may be overwritten
+            return positive + shaped * negative, (negative * x).sum_to_size(shaped.shape).view_as(slope)
+        positive.addcmul_(negative, shaped)
+        return positive, negative.mul_(x).sum_to_size(shaped.shape).view_as(slope)
 
 
 # ---------------------------------------------------------------------------------------------------- surgery
+
+
+class ActivationsLeftAlone(UserWarning):
+    """A linearized network keeps activations that are no ReLU."""
 
 
 def linearize(
@@ -104,7 +143,8 @@ def linearize(
     *,
     granularity: Granularity = "channel",
     channel_axis: int | Mapping[str, int] | None = None,
-) -> GraphModule:
+    relu6: bool = False,
+) -> GraphModule | ByMode:
     """Copy `model`, giving every ReLU call site its own units with slope 0.
 
     A call site is a place in the forward pass: a module called three times, `F.relu`, `torch.relu`, `x.relu()` and the
@@ -116,16 +156,22 @@ def linearize(
         example_input: a tensor, a tuple of tensors, or a shape without the batch axis, e.g. `(3, 32, 32)`.
         granularity: one slope per "channel" (the paper), per "layer" (Layer Folding) or per "pixel" (SNL).
         channel_axis: overrides which axis counts the channels, for all groups or by group name. Without it the axis
-            follows the producing operation: linear, attention and layer norm count channels last, convolution
-            and batch norm on axis 1.
+            follows the producing operation, or else the reading one: linear, attention and layer norm count
+            channels last, convolution and batch norm on axis 1.
+        relu6: also linearize ReLU6 (`nn.ReLU6`, `F.relu6`, hardtanh from 0 to 6). Other activations always stay as they
+            are; a warning counts them.
 
     Returns:
-        A `torch.fx.GraphModule` with the parameter names of `model`; `units(net)` lists the new groups.
+        A `torch.fx.GraphModule` with the parameter names of `model`, or a pair of them (`tracing.ByMode`) for a network
+        that does different things in training and evaluation; `units(net)` lists the new groups.
 
     Raises:
         UnsupportedNetwork: if there is no ReLU, the forward pass cannot be recorded, the channel axis is not evident,
             or the copy would not compute the same.
         SpecError: for an unknown granularity or a channel axis that does not exist.
+
+    Warns:
+        ActivationsLeftAlone: if the network has activations that are no ReLU.
     """
     if granularity not in get_args(Granularity):
         raise SpecError(
@@ -133,45 +179,130 @@ def linearize(
         )
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     inputs = example_tensors(model, example_input)
-    root, graph = trace(model, inputs)
-    sites = [node for node in graph.nodes if _is_relu(node, root)]
-    if not sites:
+    recorded = trace(model, inputs)
+    root = recorded.root
+    overrides = dict(channel_axis) if isinstance(channel_axis, Mapping) else {}
+    made: dict[str, ChannelPReLU] = {}
+    planned: list[tuple[Graph, Node, str, bool]] = []
+    present = {name for name, _ in root.named_modules(remove_duplicate=False)}
+    for graph in recorded.graphs:
+        taken: set[str] = set()  # the same call site gets the same name in both modes
+        numbered: dict[str, Iterator[str]] = {}
+        for node in graph.nodes:
+            limit = _limit(node, root)
+            if limit is None or (limit < math.inf and not relu6):
+                continue
+            name = _site_name(node, taken, present, numbered)
+            taken.add(name)
+            axis = overrides.get(name) if isinstance(channel_axis, Mapping) else channel_axis
+            unit = _unit_for(node, name, axis, granularity, len(made), limit, root)
+            if name in made and made[name].slope.shape != unit.slope.shape:
+                raise UnsupportedNetwork(
+                    f"{name!r} has {made[name].channels} channels in training and {unit.channels} in evaluation; "
+                    "give the "
+                    "two their own modules."
+                )
+            made.setdefault(name, unit)
+            planned.append((graph, node, name, _is_in_place(node, root)))
+    left = activations_left_alone(recorded.graphs[-1], root, relu6)
+    told = ", ".join(f"{kind} ({count})" for kind, count in left.items())
+    if not made and any(isinstance(module, ChannelPReLU) for module in model.modules()):
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} is linearized already; its units are listed by nladv_core.units(net)."
+        )
+    if not made:
         raise UnsupportedNetwork(
             f"{type(model).__name__} calls no ReLU, so there is nothing to linearize; expected nn.ReLU, F.relu, "
-            "torch.relu "
-            "or Tensor.relu somewhere in its forward pass."
+            f"torch.relu or Tensor.relu somewhere in its forward pass{f', found {told}' if told else ''}."
+            + (" Pass relu6=True to linearize ReLU6." if "ReLU6" in left else "")
         )
-    overrides = dict(channel_axis) if isinstance(channel_axis, Mapping) else {}
-    planned: dict[str, tuple[Node, ChannelPReLU, bool]] = {}
-    for order, node in enumerate(sites):
-        name = _site_name(node, planned, root)
-        axis = overrides.pop(name, None) if isinstance(channel_axis, Mapping) else channel_axis
-        planned[name] = node, _unit_for(node, name, axis, granularity, order, root), _is_in_place(node, root)
-    if overrides:
-        raise SpecError(
-            f"channel_axis names {sorted(overrides)}, which are no unit groups; the groups are {list(planned)}."
-        )
-    for name, (node, unit, in_place) in planned.items():
+    if unknown := sorted(overrides.keys() - made.keys()):
+        raise SpecError(f"channel_axis names {unknown}, which are no unit groups; the groups are {list(made)}.")
+    for name, unit in made.items():
         _set_module(root, name, unit.to(inputs[0].device))
+    for graph, node, name, in_place in planned:
         _replace(graph, node, name, in_place)
-    graph.lint()
-    net = GraphModule(root, graph, class_name=type(model).__name__)
+    net = recorded.network(type(model).__name__)
     _copy_modes(model, net)
     _check_equal(model, net, inputs)
+    if left:
+        warnings.warn(
+            f"linearize left {sum(left.values())} activations of {type(model).__name__} as they are: {told}.",
+            ActivationsLeftAlone,
+            stacklevel=2,
+        )
     return net
 
 
-def _is_relu(node: Node, root: nn.Module) -> bool:
+def _limit(node: Node, root: nn.Module) -> float | None:
+    """Upper limit of the activation that a node calls: infinite for a ReLU, 6 for a ReLU6, None for all else."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         if getattr(module, "nonlinearity", None) == "relu" and isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise UnsupportedNetwork(
                 f"{node.target!r} is a recurrent layer with a built-in ReLU, whose steps are hidden; write the "
-                "recurrence as a loop of "
-                "nn.Linear and nn.ReLU."
+                "recurrence as a loop of nn.Linear and nn.ReLU."
             )
-        return isinstance(module, nn.ReLU)
-    return node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+        if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6):  # nn.ReLU6 is one
+            return 6.0
+        return math.inf if isinstance(module, nn.ReLU) else None
+    if node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_"):
+        return math.inf
+    clips = node.target is F.hardtanh and (*node.args[1:], *node.kwargs.values())[:2] == (0, 6)
+    return 6.0 if node.target is F.relu6 or clips else None
+
+
+# Activations that bend and are neither a ReLU nor part of attention (softmax) or of a loss.
+_OTHER_ACTIVATIONS = {
+    kind: getattr(nn, kind)
+    for kind in (
+        *(
+            "CELU",
+            "ELU",
+            "GELU",
+            "GLU",
+            "Hardshrink",
+            "Hardsigmoid",
+            "Hardswish",
+            "Hardtanh",
+            "LeakyReLU",
+            "LogSigmoid",
+        ),
+        *(
+            "Mish",
+            "PReLU",
+            "RReLU",
+            "SELU",
+            "SiLU",
+            "Sigmoid",
+            "Softplus",
+            "Softshrink",
+            "Softsign",
+            "Tanh",
+            "Threshold",
+        ),
+    )
+}
+_OTHER_CALLS = {kind.lower() for kind in _OTHER_ACTIVATIONS} | {"leaky_relu", "logsigmoid", "relu6"}
+
+
+def activations_left_alone(graph: Graph, root: nn.Module, relu6: bool) -> dict[str, int]:
+    """How often the network calls each kind of activation that `linearize` does not touch."""
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        limit = _limit(node, root)
+        kind = None
+        if limit == 6.0:
+            kind = None if relu6 else "ReLU6"
+        elif limit is None and node.op == "call_module":
+            module = root.get_submodule(str(node.target))
+            kind = next((name for name, known in _OTHER_ACTIVATIONS.items() if isinstance(module, known)), None)
+        elif limit is None and node.op in ("call_function", "call_method"):
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            kind = name if name in _OTHER_CALLS else None
+        if kind is not None:
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def _is_in_place(node: Node, root: nn.Module) -> bool:
@@ -180,23 +311,25 @@ def _is_in_place(node: Node, root: nn.Module) -> bool:
     return node.target in (torch.relu_, "relu_") or True in (node.kwargs.get("inplace"), *node.args[1:2])
 
 
-def _site_name(node: Node, taken: Container[str], root: nn.Module) -> str:
+def _site_name(node: Node, taken: Container[str], present: Container[str], numbered: dict[str, Iterator[str]]) -> str:
     """The ReLU module's own path, or `relu` in the module that makes the call; numbered where that is taken."""
     if node.op == "call_module" and node.target not in taken:
         return str(node.target)
     scope = node.meta["scope"]
     base = str(node.target) if node.op == "call_module" else f"{scope}.relu" if scope else "relu"
-    present = {name for name, _ in root.named_modules(remove_duplicate=False)}
-    candidates = itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1)))
+    # Counting goes on where the last call with this base stopped: a name once passed over never becomes free.
+    candidates = numbered.setdefault(base, itertools.chain([base], map(f"{base}_{{}}".format, itertools.count(1))))
     return next(name for name in candidates if name not in present and name not in taken)
 
 
 def _unit_for(
-    node: Node, name: str, axis: int | None, granularity: Granularity, order: int, root: nn.Module
+    node: Node, name: str, axis: int | None, granularity: Granularity, order: int, limit: float, root: nn.Module
 ) -> ChannelPReLU:
     shape = node.meta["shape"]
     if axis is None:
         axis = _channel_axis(node.all_input_nodes[0], root)
+    if axis is None:
+        axis = _channel_axis_of_readers(node, root)
     if axis is None:
         raise UnsupportedNetwork(
             f"{name!r}: which axis of its input, of shape {shape}, counts the channels is not evident; pass "
@@ -209,7 +342,7 @@ def _unit_for(
         )
     if shape[axis] == 0:
         raise UnsupportedNetwork(f"{name!r} has no channels (input of shape {shape}); remove the layer.")
-    return ChannelPReLU(shape[1:], axis, granularity, order)
+    return ChannelPReLU(shape[1:], axis, granularity, order, limit)
 
 
 # Operations that leave the channel axis where it is, by class of module, function or method name.
@@ -255,6 +388,32 @@ def _channel_axis(node: Node, root: nn.Module) -> int | None:
     shape = node.meta.get("shape")
     if shape is not None and len(shape) == 2:
         return 1
+    if node.op == "placeholder":
+        return 1 if shape is not None and len(shape) in (4, 5) else None
+    axis = _axis_fixed_by(node, root)
+    if axis != "kept":
+        return axis
+    axes = [
+        _channel_axis(source, root)
+        for source in node.all_input_nodes
+        if issubclass(source.meta["type"], Tensor | tuple | list)
+    ]
+    return next((axis for axis in axes if axis is not None), None)
+
+
+def _channel_axis_of_readers(node: Node, root: nn.Module) -> int | None:
+    """Follow the reading operations to one that fixes the channel axis of what it reads; None when none is found."""
+    for reader in node.users:
+        axis = _axis_fixed_by(reader, root) if issubclass(reader.meta.get("type", object), Tensor) else None
+        if axis == "kept":
+            axis = _channel_axis_of_readers(reader, root)
+        if axis is not None:
+            return axis
+    return None
+
+
+def _axis_fixed_by(node: Node, root: nn.Module) -> int | Literal["kept"] | None:
+    """The axis on which a call counts channels, "kept" if it leaves the axis where it is, None if it may move it."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         if isinstance(module, _CHANNELS_LAST):
@@ -263,24 +422,13 @@ def _channel_axis(node: Node, root: nn.Module) -> int | None:
             return 1
         if isinstance(module, ChannelPReLU):
             return module.channel_axis
-        if isinstance(module, nn.Flatten | nn.Unflatten):
-            return None
-    elif node.op == "placeholder":
-        return 1 if shape is not None and len(shape) in (4, 5) else None
-    elif node.op in ("call_function", "call_method"):
-        kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if kind in _LAST_FUNCTIONS:
-            return -1
-        if kind in _FIRST_FUNCTIONS or "conv" in kind or "pool" in kind:
-            return 1
-        if kind in _MOVES_AXES or kind == "flatten":
-            return None
-    axes = [
-        _channel_axis(source, root)
-        for source in node.all_input_nodes
-        if source.meta.get("type") is not None and "shape" in source.meta
-    ]
-    return next((axis for axis in axes if axis is not None), None)
+        return None if isinstance(module, nn.Flatten | nn.Unflatten) else "kept"
+    kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if kind in _LAST_FUNCTIONS:
+        return -1
+    if kind in _FIRST_FUNCTIONS or "conv" in kind or "pool" in kind:
+        return 1
+    return None if kind in _MOVES_AXES or kind == "flatten" else "kept"
 
 
 def _replace(graph: Graph, node: Node, name: str, in_place: bool) -> None:
@@ -333,19 +481,25 @@ def _check_equal(model: nn.Module, net: nn.Module, inputs: tuple[Tensor, ...]) -
     same = len(expected) == len(found) and all(
         torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
         if isinstance(a, Tensor)
-        else a == b
+        else np.array_equal(a, b)
         for a, b in zip(expected, found, strict=True)
     )
     if not same:
         raise UnsupportedNetwork(
             f"{type(model).__name__}: its linearized copy would not compute the same in evaluation mode. Usual causes: "
-            "a functional dropout or batch norm with training=self.training (use nn.Dropout, nn.BatchNorm2d), a "
-            "branch on self.training, "
-            "or an in-place ReLU on a tensor that is also read through a view (use the out-of-place form)."
+            "an in-place ReLU or += on a tensor that is read through a view as well (use the out-of-place form), "
+            "random numbers in evaluation, or a batch of one with permuted axes, where torch may round otherwise (pass "
+            "two examples)."
         )
 
 
 # ---------------------------------------------------------------------------------------------------- reading
+
+
+# Where the units of recorded networks hang: (parent, its key, name, unit); None for the network itself, which the
+# entry must not keep alive. A training step asks several times.
+_places: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Module | None, str, str, ChannelPReLU]]]
+_places = weakref.WeakKeyDictionary()
 
 
 def units(net: nn.Module) -> list[tuple[str, ChannelPReLU]]:
@@ -355,12 +509,48 @@ def units(net: nn.Module) -> list[tuple[str, ChannelPReLU]]:
         UnsupportedNetwork: if there are none.
     """
     net = getattr(net, "_orig_mod", net)
+    known = _places.get(net)
+    if known is not None and all(
+        (net if parent is None else parent)._modules.get(key) is unit for parent, key, _, unit in known
+    ):
+        return [(name, unit) for _, _, name, unit in known]
     found = [(name, module) for name, module in net.named_modules() if isinstance(module, ChannelPReLU)]
     if not found:
         raise UnsupportedNetwork(
             f"{type(net).__name__} has no linearization units; expected a network made by nladv_core.linearize()."
         )
-    return sorted(found, key=lambda item: item[1].order)
+    found.sort(key=lambda item: item[1].order)
+    if isinstance(net, GraphModule | ByMode):  # any other may gain units in a place that nobody looks at here
+        split = [(name.rpartition("."), unit) for name, unit in found]
+        _places[net] = [
+            (net.get_submodule(path) if path else None, key, f"{path}{dot}{key}", unit)
+            for (path, dot, key), unit in split
+        ]
+    return found
+
+
+class _Flat:
+    """Slopes and activity of all units as one vector each, in execution order; `write_` puts vectors back.
+
+    So a step costs a handful of operations however many layers there are.
+    """
+
+    def __init__(self, groups: Sequence[ChannelPReLU]):
+        self._slopes: list[Tensor] = [unit.slope for unit in groups]
+        self._active = [unit.active for unit in groups]
+        self.slopes = torch.cat([slope.flatten() for slope in self._slopes])
+        self.active = torch.cat([active.flatten() for active in self._active])
+
+    def write_(self, *, slopes: Tensor, active: Tensor | None = None) -> None:
+        """Overwrite the units' slopes, and their activity where given."""
+        for own, new in ((self._slopes, slopes), (self._active, active)):
+            if new is not None:
+                parts = new.split([tensor.numel() for tensor in own])
+                torch._foreach_copy_(own, [part.view_as(mine) for part, mine in zip(parts, own, strict=True)])
+
+
+def _flat(net: nn.Module) -> _Flat:
+    return _Flat([unit for _, unit in units(net)])
 
 
 def active_counts(net: nn.Module) -> dict[str, tuple[float, int]]:
@@ -400,11 +590,9 @@ def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor
         raise SpecError(
             f"the exponent p of the slope penalty is {p}; expected a number above 0, such as the paper's 0.5."
         )
-    groups = [unit for _, unit in units(net)]
-    slopes = torch.cat([unit.slope.flatten() for unit in groups])
-    active = torch.cat([unit.active.flatten() for unit in groups])
-    distance = (target - slopes).abs()
-    counted = active & (distance > 0)
+    flat = _flat(net)
+    distance = (target - flat.slopes).abs()
+    counted = flat.active & (distance > 0)
     return torch.where(counted, torch.where(counted, distance, 1.0).pow(p), 0.0).sum()
 
 
@@ -422,21 +610,18 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
 @torch.no_grad()
 def project_slopes_(net: nn.Module) -> None:
     """Bring active slopes back into [0, 1] and inactive ones to exactly 1; call after each optimiser step."""
-    for _, unit in units(net):
-        unit.slope.copy_(torch.where(unit.active, unit.slope.clamp(0, 1), 1.0))
+    flat = _flat(net)
+    flat.write_(slopes=torch.where(flat.active, flat.slopes.clamp(0, 1), 1.0))
 
 
 @torch.no_grad()
 def freeze_linear_tensor_(net: nn.Module, margin: float = 0.01) -> Tensor:
     """As `freeze_linear_`, but returns the number as a 0-d tensor: no device has to wait for it."""
     _check_margin(margin)
-    newly = []
-    for _, unit in units(net):
-        frozen = unit.active & (unit.slope > 1 - margin)
-        unit.active &= ~frozen
-        unit.slope.masked_fill_(frozen, 1.0)
-        newly.append(frozen.sum())
-    return torch.stack(newly).sum()
+    flat = _flat(net)
+    frozen = flat.active & (flat.slopes > 1 - margin)
+    flat.write_(slopes=flat.slopes.masked_fill(frozen, 1.0), active=flat.active & ~frozen)
+    return frozen.sum()
 
 
 def freeze_linear_(net: nn.Module, margin: float = 0.01) -> int:
@@ -499,8 +684,7 @@ class GoalController:
 
     def _missing(self) -> Tensor:
         """Channels still to be linearized, 0-d float64; <= 0 once the goal is reached."""
-        active = torch.cat([unit.active.flatten() for unit in self._units])
-        inactive = torch.where(active, 0.0, self._weights).sum()
+        inactive = torch.where(_Flat(self._units).active, 0.0, self._weights).sum()
         # Sums of thirds or of 1/pixels are not exact: a billionth of a channel is not worth another unit.
         return self._goal * self._total - inactive - 1e-9 * self._total
 
@@ -518,18 +702,14 @@ class GoalController:
     @torch.no_grad()
     def freeze_(self) -> Tensor:
         """Lock units as `freeze_linear_` does, the largest slopes first, until the goal; 0-d tensor: how many."""
-        slopes = torch.cat([unit.slope.flatten() for unit in self._units])
-        active = torch.cat([unit.active.flatten() for unit in self._units])
-        ready = active & (slopes > 1 - self._margin)
-        order = torch.where(ready, slopes, -math.inf).argsort(descending=True, stable=True)
+        flat = _Flat(self._units)
+        ready = flat.active & (flat.slopes > 1 - self._margin)
+        order = torch.where(ready, flat.slopes, -math.inf).argsort(descending=True, stable=True)
         weights = torch.where(ready, self._weights, 0.0)[order]
         locked_before = weights.cumsum(0) - weights
         frozen = torch.zeros_like(ready)
         frozen[order] = ready[order] & (locked_before < self._missing())
-        for unit, mask in zip(self._units, frozen.split([unit.slope.numel() for unit in self._units]), strict=True):
-            mask = mask.view_as(unit.active)
-            unit.active &= ~mask
-            unit.slope.masked_fill_(mask, 1.0)
+        flat.write_(slopes=flat.slopes.masked_fill(frozen, 1.0), active=flat.active & ~frozen)
         return frozen.sum()
 
 
@@ -552,6 +732,8 @@ def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         SpecError: if groups are missing or unknown, or a mask is not a bool tensor of its group's shape.
     """
     groups = dict(units(net))
+    if not isinstance(masks, Mapping):
+        raise SpecError(f"the masks are {masks!r:.80}; expected a mapping from group names to bool tensors.")
     if groups.keys() != masks.keys():
         missing, unknown = sorted(groups.keys() - masks.keys()), sorted(masks.keys() - groups.keys())
         raise SpecError(
@@ -561,6 +743,8 @@ def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         )
     for name, mask in masks.items():
         shape = tuple(groups[name].active.shape)
+        if not isinstance(mask, Tensor):
+            raise SpecError(f"the mask of {name!r} is {mask!r:.80}; expected a torch.bool tensor of shape {shape}.")
         if tuple(mask.shape) != shape or mask.dtype != torch.bool:
             raise SpecError(
                 f"the mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape "

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # The modules whose code decides a result: a record keeps a digest of them.
-_DECIDING = ("tracing", "linearize", "paths", "nets", "datasets", "training", "runs")
+_DECIDING = ("tracing", "linearize", "path_rules", "paths", "nets", "datasets", "training", "runs")
 
 
 class RecordWarning(UserWarning):

@@ -5,19 +5,27 @@ value that it has on the example input, so that decisions about *shapes and type
 them, while decisions about *numbers* (`if x.sum() > 0`) are refused: another input would take another branch.
 """
 
+from __future__ import annotations
+
 import builtins
 import contextlib
 import copy
+import functools
+import inspect
+import operator
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from nladv_core.errors import UnsupportedNetwork
+from nladv_core.errors import SpecError, UnsupportedNetwork
 
 ExampleInput = Tensor | Sequence[Tensor] | Sequence[int]
 
@@ -41,9 +49,14 @@ def example_tensors(model: nn.Module, example_input: ExampleInput) -> tuple[Tens
             two normally distributed examples are made (no global random state is touched).
 
     Raises:
-        UnsupportedNetwork: for anything else, or a shape with sizes that are not positive.
+        UnsupportedNetwork: for anything else, a shape with sizes that are not positive, or a model that is no module or
+            on the meta device.
+        SpecError: for a tensor without entries or on the meta device.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedNetwork(f"the network is {model!r:.80}; expected a torch.nn.Module.")
     like = next(model.parameters(), None)
+    _check_numbers(model, example_input)
     device = like.device if like is not None else torch.device("cpu")
     dtype = like.dtype if like is not None and like.is_floating_point() else torch.get_default_dtype()
     if isinstance(example_input, Tensor):
@@ -57,9 +70,22 @@ def example_tensors(model: nn.Module, example_input: ExampleInput) -> tuple[Tens
             return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype),)
     raise UnsupportedNetwork(
         f"example_input is {example_input!r:.80}; expected a tensor, a tuple of tensors, or a shape of positive "
-        "integers "
-        "without the batch axis such as (3, 32, 32)."
+        "integers without the batch axis such as (3, 32, 32)."
     )
+
+
+def _check_numbers(model: nn.Module, example_input: Any) -> None:
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} is on the meta device, where tensors have no values; move it to another with "
+            "model.to_empty(device=...) and load its weights first."
+        )
+    for tensor in example_input if isinstance(example_input, tuple | list) else (example_input,):
+        if isinstance(tensor, Tensor) and (tensor.is_meta or tensor.numel() == 0):
+            what = "on the meta device, without values" if tensor.is_meta else "empty"
+            raise SpecError(
+                f"example_input is {what} (shape {tuple(tensor.shape)}); expected a batch of at least one example."
+            )
 
 
 class _NotTraceable(Exception):
@@ -82,6 +108,9 @@ class ValueProxy(Proxy):
             raise _NotTraceable("takes len() of a tensor, which would fix the batch size")
         return len(self.value)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     def __float__(self) -> float:
         raise _NotTraceable("turns a value into a Python number")
 
@@ -93,7 +122,7 @@ class _ValueTracer(Tracer):
         super().__init__()
         self._inputs = iter(values)
         self._count = len(values)
-        self._looking = False  # True while a value is computed: nothing is recorded then
+        self.looking = False  # True while a value is computed: nothing is recorded then
         self.failed_in = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -104,10 +133,15 @@ class _ValueTracer(Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         code = root_fn.__code__
         names = [*code.co_varnames[1 : code.co_argcount]]
-        if len(names) < self._count and code.co_flags & 0x04:  # *args
+        needed = len(names) - len(root_fn.__defaults__ or ())
+        if len(names) < self._count and code.co_flags & inspect.CO_VARARGS:
             names += [f"input_{i}" for i in range(len(names), self._count)]
-        if len(names) < self._count:
-            raise _NotTraceable(f"takes {len(names)} inputs, and the example has {self._count}")
+        if not needed <= self._count <= len(names):
+            takes = f"{needed}" if needed == len(names) else f"{needed} to {len(names)}"
+            raise UnsupportedNetwork(
+                f"{type(self.root).__name__} takes {takes} inputs, and example_input has {self._count}; pass a tuple "
+                "with one tensor for each."
+            )
         return root_fn, [
             self.root,
             *(self.create_proxy("placeholder", name, (), {}) for name in names[: self._count]),
@@ -118,11 +152,11 @@ class _ValueTracer(Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *more, **named)
-        self._looking = True
+        self.looking = True
         try:
             proxy.value = self._evaluate(kind, target, _values(args), _values(kwargs))
         finally:
-            self._looking = False
+            self.looking = False
         proxy.node.meta["scope"] = self.scope.module_path
         if isinstance(proxy.value, Tensor):
             proxy.node.meta["shape"] = tuple(proxy.value.shape)
@@ -145,11 +179,15 @@ class _ValueTracer(Tracer):
             finally:
                 for m, mode in modes:
                     m.training = mode
+        if target is F.batch_norm:  # likewise
+            call = inspect.signature(target).bind(*args, **kwargs)
+            call.arguments["training"] = call.arguments.get("running_mean") is None
+            return target(*call.args, **call.kwargs)
         function = getattr(args[0], target) if kind == "call_method" else target
         return function(*(args[1:] if kind == "call_method" else args), **kwargs)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self._looking:
+        if self.looking:
             return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -158,7 +196,7 @@ class _ValueTracer(Tracer):
             raise
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._looking else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return attr_val if self.looking else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: Any) -> bool:
         if isinstance(obj.value, Tensor):
@@ -185,6 +223,36 @@ def _attribute(root: Any, path: str) -> Any:
     return root
 
 
+# Functions that make a tensor and do not notice that a size, a device or a fill value is a symbol.
+_FACTORIES = (
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"),
+    *("tensor", "zeros"),
+)
+
+
+@contextlib.contextmanager
+def _factories_recorded(tracer: _ValueTracer) -> Iterator[None]:
+    """Let torch's factories record their calls as all other operations do by themselves."""
+
+    def recording(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if tracer.looking or not any(isinstance(leaf, ValueProxy) for leaf in tree_leaves((args, kwargs))):
+                return function(*args, **kwargs)
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return call
+
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+    for name, function in originals.items():
+        setattr(torch, name, recording(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
+
+
 @contextlib.contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """No gradients, and the global random state restored on exit."""
@@ -194,12 +262,77 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
-def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Graph]:
-    """Record one forward pass of a copy of `model`, with the control flow of training.
+@dataclass(frozen=True)
+class Trace:
+    """A recorded network.
 
-    Returns:
-        An untouched deep copy of `model` that holds whatever the graph refers to, and the graph. Each node carries
-        `meta["scope"]` (path of the module whose code made the call), `meta["type"]` and, for tensors, `meta["shape"]`.
+    Attributes:
+        root: an untouched deep copy of the model, which holds whatever the graphs refer to.
+        graphs: one graph, or, for a network that does different things in training and evaluation (auxiliary heads,
+            say), one for each: (training, evaluation). Each node carries `meta["scope"]` (path of the module whose code
+            made the call), `meta["type"]` and, for tensors, `meta["shape"]`.
+    """
+
+    root: nn.Module
+    graphs: tuple[Graph, ...]
+
+    def network(self, name: str) -> GraphModule | ByMode:
+        """The network that runs the graphs on the modules of the root."""
+        for graph in self.graphs:
+            graph.lint()
+        made = tuple(GraphModule(self.root, graph, class_name=name) for graph in self.graphs)
+        return made[0] if len(made) == 1 else ByMode(*made)
+
+
+class ByMode(nn.Module):
+    """A network that runs one recorded graph in training and another in evaluation, on the same modules.
+
+    Modules, parameters and buffers carry the names that they have in the model.
+    """
+
+    def __init__(self, training: GraphModule, evaluation: GraphModule) -> None:
+        super().__init__()
+        for graph in (evaluation, training):
+            for path, module in graph.named_children():
+                self.add_module(path, _united(self._modules.get(path), module))
+            self._parameters |= graph._parameters
+            self._buffers |= graph._buffers
+        # Not registered: both run on the very dictionaries of this module, so that nothing is listed or moved twice.
+        self.__dict__["graphs"] = (training, evaluation)
+        for graph in (training, evaluation):
+            graph._modules, graph._parameters, graph._buffers = self._modules, self._parameters, self._buffers
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph of the present mode."""
+        graph = self.__dict__["graphs"][0 if self.training else 1]
+        graph.training = self.training
+        return graph(*args, **kwargs)
+
+
+def _united(first: nn.Module | None, second: nn.Module) -> nn.Module:
+    """Two containers of the same place, either of which may lack children that the other has."""
+    if first is None or first is second:
+        return second
+    for name, child in second.named_children():
+        first.add_module(name, _united(first._modules.get(name), child))
+    first._parameters |= second._parameters
+    first._buffers |= second._buffers
+    return first
+
+
+def graph_of(net: nn.Module) -> GraphModule | None:
+    """The recorded network that `net` is or, by mode, that it runs in evaluation; None if it is not recorded."""
+    net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
+    if isinstance(net, ByMode):
+        return net.__dict__["graphs"][1]
+    return net if isinstance(net, GraphModule) else None
+
+
+def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
+    """Record a forward pass of a copy of `model`, once with the control flow of training, once of evaluation.
+
+    Where the two differ in nothing but `self.training` handed to an operation (a functional dropout, say), they become
+    one graph that reads the mode when it runs.
 
     Raises:
         UnsupportedNetwork: if the network fails on the example, or does something that a graph cannot express; the
@@ -207,27 +340,72 @@ def trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Grap
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedNetwork("the network is a TorchScript module, which hides its call sites; pass the original.")
+    pristine = _copied(model)
+    graphs = []
+    for training in (True, False):
+        scratch = _copied(model)
+        for module in scratch.modules():
+            module.training = training
+        tracer = _ValueTracer(tuple(x.clone() for x in inputs))
+        with undisturbed(inputs[0].device), _factories_recorded(tracer):
+            try:
+                graph = tracer.trace(scratch)
+            except UnsupportedNetwork:
+                raise
+            except Exception as error:
+                raise UnsupportedNetwork(_explain(tracer, error, model, inputs)) from error
+        for node in graph.find_nodes(op="get_attr"):
+            if "." not in node.target and not hasattr(pristine, node.target):  # a constant that tracing lifted out
+                setattr(pristine, node.target, getattr(scratch, node.target))
+        graphs.append(graph)
+    merged = _merged(*graphs)
+    return Trace(pristine, tuple(graphs) if merged is None else (merged,))
+
+
+def _copied(model: nn.Module) -> nn.Module:
     try:
-        pristine, scratch = copy.deepcopy(model), copy.deepcopy(model)
+        return copy.deepcopy(model)
     except Exception as error:
         raise UnsupportedNetwork(
             f"the network cannot be copied (copy.deepcopy: {error}); it must be, to be left alone."
         ) from error
-    for module in scratch.modules():
-        module.training = True
-    tracer = _ValueTracer(tuple(x.clone() for x in inputs))
-    with undisturbed(inputs[0].device):
-        try:
-            graph = tracer.trace(scratch)
-        except Exception as error:
-            raise UnsupportedNetwork(_explain(tracer, error)) from error
-    for node in graph.find_nodes(op="get_attr"):
-        if "." not in node.target and not hasattr(pristine, node.target):  # a constant that tracing lifted out
-            setattr(pristine, node.target, getattr(scratch, node.target))
-    return pristine, graph
 
 
-def _explain(tracer: _ValueTracer, error: Exception) -> str:
+def _merged(training: Graph, evaluation: Graph) -> Graph | None:
+    """One graph for both modes, or None if they differ in more than values of `self.training`."""
+    twins = list(zip(training.nodes, evaluation.nodes, strict=False))
+    if len(training.nodes) != len(evaluation.nodes):
+        return None
+    twin = {a: b for a, b in twins}
+    by_mode: list[tuple[Node, int | str]] = []
+    for a, b in twins:
+        if (a.op, a.target) != (b.op, b.target) or a.kwargs.keys() != b.kwargs.keys() or len(a.args) != len(b.args):
+            return None
+        for place, ours, theirs in [
+            *((i, x, y) for i, (x, y) in enumerate(zip(a.args, b.args, strict=True))),
+            *((key, a.kwargs[key], b.kwargs[key]) for key in a.kwargs),
+        ]:
+            if ours is True and theirs is False:
+                by_mode.append((a, place))
+            elif map_aggregate(ours, lambda x: twin.get(x, x) if isinstance(x, Node) else x) != theirs:
+                return None
+    if by_mode:
+        first = next(node for node in training.nodes if node.op != "placeholder")
+        with training.inserting_before(first):
+            mode = training.create_node("get_attr", "training")
+        mode.meta = {"scope": "", "type": bool}
+        for node, place in by_mode:
+            if isinstance(place, int):
+                node.update_arg(place, mode)
+            else:
+                node.update_kwarg(place, mode)
+    return training
+
+
+_KEPT_WHOLE = "give the module that does it, if no ReLU is in there, an attribute is_traced_whole = True"
+
+
+def _explain(tracer: _ValueTracer, error: Exception, model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
     """One sentence: in which module and line the trace stopped, why, and what to do."""
     module = f"module {tracer.failed_in!r}" if tracer.failed_in else "the network itself"
     frames = [
@@ -236,14 +414,31 @@ def _explain(tracer: _ValueTracer, error: Exception) -> str:
         if frame.filename != __file__ and "/torch/" not in frame.filename and "<eval_with_key>" not in frame.filename
     ]
     line = f", {frames[-1].filename.rsplit('/', 1)[-1]} line {frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    place, found = f"in {module}{line}", f"{type(error).__name__}: {error}".rstrip(". ")
     if isinstance(error, _NotTraceable):
         return (
-            f"in {module}{line}: the forward pass {error}; keep such a decision out of the network, or linearize the "
-            "parts before and after it separately."
+            f"{place}: the forward pass {error}; keep such a decision out of the network, linearize the parts before "
+            f"and after it separately, or {_KEPT_WHOLE}."
         )
+    if _runs(model, inputs):
+        return (
+            f"{place}: the forward pass runs by itself, but this call cannot be recorded ({found}); linearize the "
+            f"parts around it separately, or {_KEPT_WHOLE}."
+        )
+    given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
+    like = next(model.parameters(), None)
+    made = "" if like is None else f"; its parameters are {like.dtype} on {like.device}"
     return (
-        f"in {module}{line}: the forward pass stopped with {type(error).__name__}: {error}. If the network runs "
-        "on this "
-        "example by itself, the call cannot be recorded: linearize the parts around it separately; otherwise "
-        "mend the example input."
+        f"{type(model).__name__} fails on the example ({given}) by itself, {place}: {found}; pass an input of the "
+        f"shape and type that it is made for{made}."
     )
+
+
+def _runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a copy of the network, in evaluation, takes the example."""
+    with undisturbed(inputs[0].device):
+        try:
+            copy.deepcopy(model).eval()(*(x.clone() for x in inputs))
+        except Exception:
+            return False
+    return True

@@ -4,9 +4,11 @@ A network is a list of layers, each a tuple `(kind, *settings)` that may refer t
 runs the list with torch modules; `every_path` walks it neuron by neuron with plain Python loops.
 """
 
+import functools
 import itertools
 from collections import Counter
-from fractions import Fraction
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -35,6 +37,8 @@ class Net(nn.Module):
                 made = nn.MaxPool2d(*s[1:])
             elif kind == "avg":
                 made = nn.AvgPool2d(*s[1:])
+            elif kind in COUNTED and COUNTED[kind].module is not None:
+                made = COUNTED[kind].module(shapes[s[0]])
             else:
                 continue
             self.parts[str(i)] = made
@@ -60,8 +64,134 @@ class Net(nn.Module):
                 value = values[s[0]].mean((2, 3))
             elif kind == "flatten":
                 value = torch.flatten(values[s[0]], 1)
+            else:
+                value = COUNTED[kind].call(values[s[0]])
             values.append(value)
         return values[-1]
+
+
+class Counted(NamedTuple):
+    """An operation whose edges are read off a derivative: `count` is the operation with every weight 1, [1, …] -> [1,
+    …].
+    """
+
+    module: Callable | None  # shape -> module, or None
+    call: Callable  # what the network does without a module
+    count: Callable
+    fits: Callable = lambda shape: True
+
+
+def _ones(*shape):
+    return torch.ones(shape, dtype=torch.float64)
+
+
+def _gate(x):
+    """A constant that lets every other channel pass."""
+    return (torch.arange(x.shape[1]) % 2 == 0).to(x.dtype).view(1, -1, 1, 1)
+
+
+def _same(x):
+    return x
+
+
+COUNTED = {
+    "transposed": Counted(
+        lambda shape: nn.ConvTranspose2d(shape[0], 2, 2, stride=2, padding=1, output_padding=1),
+        _same,
+        lambda x: F.conv_transpose2d(x, _ones(x.shape[1], 2, 2, 2), stride=2, padding=1, output_padding=1),
+        lambda shape: max(shape) <= 4,
+    ),
+    "dilated transposed": Counted(
+        lambda shape: nn.ConvTranspose2d(shape[0], shape[0], 2, groups=shape[0], dilation=2),
+        _same,
+        lambda x: F.conv_transpose2d(x, _ones(x.shape[1], 1, 2, 2), groups=x.shape[1], dilation=2),
+        lambda shape: max(shape) <= 4,
+    ),
+    "circular": Counted(
+        lambda shape: nn.Conv2d(shape[0], 2, 3, padding=1, padding_mode="circular"),
+        _same,
+        lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), _ones(2, x.shape[1], 3, 3)),
+    ),
+    "reflect": Counted(
+        None,
+        lambda x: F.pad(x, (1, 0, 0, 1), mode="reflect"),
+        lambda x: F.pad(x, (1, 0, 0, 1), mode="reflect"),
+        lambda shape: min(shape[1:]) >= 2 and max(shape) <= 4,
+    ),
+    "replicate": Counted(
+        lambda shape: nn.ReplicationPad2d(1),
+        _same,
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
+        lambda s: max(s) <= 3,
+    ),
+    "zeros around": Counted(
+        None, lambda x: F.pad(x, (1, 1, 0, 1)), lambda x: F.pad(x, (1, 1, 0, 1)), lambda shape: max(shape) <= 4
+    ),
+    "shuffle": Counted(
+        None,
+        lambda x: x.view(x.size(0), 2, x.size(1) // 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+        lambda x: x.view(1, 2, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+        lambda shape: shape[0] % 2 == 0,
+    ),
+    "pixels": Counted(
+        lambda shape: nn.PixelShuffle(2),
+        _same,
+        lambda x: F.pixel_shuffle(x, 2),
+        lambda s: s[0] % 4 == 0 and max(s[1:]) <= 3,
+    ),
+    "nearest": Counted(
+        lambda shape: nn.Upsample(scale_factor=2),
+        _same,
+        lambda x: F.interpolate(x, scale_factor=2.0),
+        lambda shape: max(shape) <= 3,
+    ),
+    "bilinear": Counted(
+        None,
+        lambda x: F.interpolate(x, size=(3, 4), mode="bilinear", align_corners=False),
+        lambda x: (F.interpolate(x, size=(3, 4), mode="bilinear", align_corners=False), "nonzero"),
+    ),
+    "adaptive": Counted(
+        lambda shape: nn.AdaptiveAvgPool2d((2, 1)), _same, lambda x: (F.adaptive_avg_pool2d(x, (2, 1)), "nonzero")
+    ),
+    "adaptive max": Counted(
+        lambda shape: nn.AdaptiveMaxPool2d((1, 2)), _same, lambda x: (F.adaptive_avg_pool2d(x, (1, 2)), "nonzero")
+    ),
+    "ceil": Counted(
+        lambda shape: nn.MaxPool2d(2, 2, ceil_mode=True),
+        _same,
+        lambda x: (F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False), "nonzero"),
+        lambda shape: min(shape[1:]) >= 2,
+    ),
+    "turned": Counted(None, lambda x: x.permute(0, 1, 3, 2), lambda x: x.permute(0, 1, 3, 2)),
+    "flipped": Counted(None, lambda x: torch.flip(x, (1, 2)), lambda x: torch.flip(x, (1, 2))),
+    "half": Counted(None, lambda x: x.chunk(2, dim=1)[1], lambda x: x.chunk(2, dim=1)[1], lambda shape: shape[0] >= 2),
+    "rows": Counted(
+        None,
+        lambda x: torch.cat([x, x[:, :, 1:]], 2),
+        lambda x: torch.cat([x, x[:, :, 1:]], 2),
+        lambda s: 2 <= s[1] <= 3,
+    ),
+    "gated": Counted(None, lambda x: x * _gate(x), lambda x: x * _gate(x)),
+    "halved": Counted(None, lambda x: (x - 0.3) / 2 * 0.7, lambda x: x),
+    "group norm": Counted(lambda shape: nn.GroupNorm(1, shape[0]), _same, _same),
+    "last": Counted(lambda shape: nn.Linear(shape[2], 2), _same, lambda x: x @ _ones(x.shape[3], 2)),
+}
+
+
+@functools.cache
+def _edges(kind, shape):
+    """[out neurons, in neurons] number of edges, from the derivative of the counting form, and the output's shape."""
+    x = torch.zeros(1, *shape, dtype=torch.float64)
+
+    def count(x):
+        made = COUNTED[kind].count(x)
+        return made[0] if isinstance(made, tuple) else made
+
+    out = count(x)
+    matrix = torch.autograd.functional.jacobian(count, x).reshape(out.numel(), -1)
+    if isinstance(COUNTED[kind].count(x), tuple):  # an average: what counts is that it is read
+        matrix = (matrix > 0).double()
+    return matrix.round().long().tolist(), tuple(out.shape[1:])
 
 
 def _out(size, kernel, stride, padding, dilation=1):
@@ -95,6 +225,8 @@ def shapes_of(layers):
             shape = (c,)
         elif kind == "flatten":
             shape = (c * rest[0] * rest[1],)
+        elif kind in COUNTED:
+            shape = _edges(kind, shapes[s[0]])[1]
         else:
             shape = shapes[s[0]]
         shapes.append(shape)
@@ -114,6 +246,11 @@ def incoming(layers, shapes, i, neuron):
     if kind == "flatten":
         _, h, w = shapes[source]
         return [(source, (neuron[0] // (h * w), neuron[0] // w % h, neuron[0] % w))]
+    if kind in COUNTED:
+        matrix, out = _edges(kind, shapes[source])
+        places = list(itertools.product(*map(range, shapes[source])))
+        row = matrix[list(itertools.product(*map(range, out))).index(neuron)]
+        return [(source, place) for place, times in zip(places, row, strict=True) for _ in range(times)]
     c, *position = neuron
     if kind == "cat":
         first = shapes[s[0]][0]
@@ -147,7 +284,7 @@ def every_path(layers, active, limit=200_000):
     """Walk every path from the outputs back to the inputs.
 
     Args:
-        active: for each "relu" layer's position, the list of booleans of its channels.
+        active: `active(i, neuron)` says whether a neuron of the "relu" layer i is active.
 
     Returns:
         (Counter of lengths over all paths, dict of length -> probability of the backward walk), or None if there are
@@ -166,7 +303,7 @@ def every_path(layers, active, limit=200_000):
     last = len(layers) - 1
     ends = [n for n in itertools.product(*map(range, shapes[last])) if carrying(last, n)]
     counted, walked, total = Counter(), Counter(), 0
-    stack = [(last, end, 0, Fraction(1, len(ends))) for end in ends]
+    stack = [(last, end, 0, 1 / len(ends)) for end in ends]
     while stack:
         i, neuron, length, probability = stack.pop()
         if layers[i][0] == "input":
@@ -177,7 +314,7 @@ def every_path(layers, active, limit=200_000):
                 return None
             continue
         if layers[i][0] == "relu":
-            length += bool(active[i][neuron[0]])
+            length += bool(active(i, neuron))
         edges = [edge for edge in incoming(layers, shapes, i, neuron) if carrying(*edge)]
         stack += [(*edge, length, probability / len(edges)) for edge in edges]
     return counted, walked
@@ -217,6 +354,8 @@ def random_layers(rng, depth):
         ]
         if alike:
             choices.append(("cat", source, rng.choice(alike)))
+        fitting = [kind for kind, made in COUNTED.items() if made.fits(shapes[source])]
+        choices += [(kind, source) for kind in rng.sample(fitting, min(8, len(fitting)))]
         if c > 1:
             choices.append(("channels", source, rng.choice([0, 1]), c))
         layer = rng.choice(choices)

@@ -55,7 +55,7 @@ def test_chapter_01_shows_a_run_that_chapter_06_needs_anyway() -> None:
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_every_chapter_has_specs_at_every_tier(name: str, tier: str) -> None:
     specs = chapter(name, {"tier": tier}).specs()
-    assert bool(specs) == (name != "02_path_length")
+    assert bool(specs) == (name in ("01_linearization", "06_accuracy_and_depth"))
     for spec in specs:
         assert spec.data == ("digits" if tier in ("smoke", "quick") else "cifar10")
         assert spec.recipe.flip == (spec.data != "digits")
@@ -97,6 +97,19 @@ def test_given_values_replace_the_tier_s() -> None:
     )
 
 
+def test_the_chapter_beside_the_paper_takes_its_sizes_from_the_tier() -> None:
+    smoke, quick, paper = (chapter("your_own_network", {"tier": tier}) for tier in ("smoke", "quick", "paper"))
+    assert smoke.seeds == (0,) and smoke.images * smoke.epochs < quick.images * quick.epochs
+    assert (paper.omega, paper.seeds, paper.epochs, paper.images) == (
+        quick.omega,
+        quick.seeds,
+        quick.epochs,
+        quick.images,
+    )
+    assert len(quick.seeds) >= 3
+    assert chapter("your_own_network", {"omega": 1, "seeds": 4}).seeds == (4,)
+
+
 def test_lists_as_papermill_passes_them() -> None:
     assert chapter("06", {"omegas": "[0.1, 1]"}).omegas == (0.1, 1.0)
     assert chapter("06", {"omegas": 1}).omegas == (1.0,)
@@ -129,6 +142,11 @@ def test_lists_as_papermill_passes_them() -> None:
         ("01", {"omega": "high"}, "omega is 'high', expected a finite number or null"),
         ("02", {"network": "vgg"}, "unknown network 'vgg'"),
         ("02", {"size": 4}, "size is 4"),
+        ("your_own_network", {"omega": 0}, "omega is 0.0, expected a number above 0"),
+        ("your_own_network", {"epochs": 0}, "epochs is 0, expected at least 1"),
+        ("your_own_network", {"images": 31}, "images is 31, expected at least 32"),
+        ("your_own_network", {"seeds": []}, "seeds is empty"),
+        ("your_own_network", {"network": "resnet18"}, "unknown parameter 'network'"),
         ("7", {}, "unknown chapter '7'"),
         ("06_acuracy_and_depth", {}, "did you mean '06_accuracy_and_depth'?"),
     ],

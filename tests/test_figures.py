@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgb
-from matplotlib.container import ErrorbarContainer
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -69,6 +69,14 @@ def comparison() -> summaries.EqualNapl:
 
 HALVES = {"a chain": torch.tensor([0.5, 0.5], dtype=torch.float64)}
 POINTS = pd.DataFrame({"share": [0.0, 0.5, 1.0], "napl": [0.0, 2.0, 4.0], "network": "one"})
+GROUPS = pd.DataFrame(
+    [
+        {"group": group, "penalty": penalty, "seed": seed, "napl": napl + 0.1 * seed, "before": before}
+        for group, before in (("relu", 1.0), ("act", 0.5))
+        for penalty, napl in (("alike", 0.2), ("weighted", 0.1))
+        for seed in (0, 1, 2)
+    ]
+)
 
 DRAWN = {
     "unit_family": lambda: figures.unit_family(LINE),
@@ -81,6 +89,7 @@ DRAWN = {
     "path_histograms": lambda: figures.path_histograms(HALVES, LINE),
     "napl_against_share": lambda: figures.napl_against_share(POINTS, LINE),
     "visits": lambda: figures.visits({"relu": torch.tensor([0.25, 0.25])}, LINE),
+    "napl_by_group": lambda: figures.napl_by_group(GROUPS, LINE),
     "accuracy_against_napl": lambda: figures.accuracy_against_napl(runs(), parents(), LINE),
     "active_against_omega": lambda: figures.active_against_omega(runs(), LINE),
     "gap_at_equal_napl": lambda: figures.gap_at_equal_napl(comparison(), LINE),
@@ -177,6 +186,10 @@ def test_save_cover_without_runs_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "cover.png").exists()
 
 
+def bars_of(axis: Any) -> list[BarContainer]:
+    return [found for found in axis.containers if isinstance(found, BarContainer)]
+
+
 class TestDrawnNumbers:
     def test_accuracy_against_napl(self) -> None:
         (axis,) = axes(figures.accuracy_against_napl(runs(), parents(), LINE))
@@ -253,6 +266,14 @@ class TestDrawnNumbers:
     def test_visits(self) -> None:
         (axis,) = axes(figures.visits({"a": torch.tensor([0.25, 0.25]), "b": torch.tensor([1.0])}, LINE))
         assert np.allclose([patch.get_height() for patch in axis.patches], [0.5, 1.0])
+
+    def test_napl_by_group(self) -> None:
+        (axis,) = axes(figures.napl_by_group(GROUPS, LINE))
+        before, alike, weighted = ([bar.get_height() for bar in bars] for bars in bars_of(axis))
+        assert before == [1.0, 0.5]
+        assert np.allclose(alike, [0.3, 0.3]) and np.allclose(weighted, [0.2, 0.2])
+        assert [text.get_text() for text in axis.get_xticklabels()] == ["relu", "act"]
+        assert {text.get_text() for text in axis.get_legend().get_texts()} == {"all units active", "alike", "weighted"}
 
     def test_penalty_is_the_library_s(self) -> None:
         net = nl.linearize(torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU()), (1,))

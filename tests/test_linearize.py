@@ -44,6 +44,40 @@ def test_slope_gradient_is_the_sum_over_negative_inputs_and_zero_when_inactive(g
     torch.testing.assert_close(unit.slope.grad, torch.where(unit.active, expected, 0.0))
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 6), (2, 3, 4, 5)])
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+def test_first_and_second_derivatives_are_those_of_the_formula(granularity, shape):
+    unit = nl.ChannelPReLU(shape[1:], 1, granularity).double()
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    with torch.no_grad():
+        unit.slope.copy_(torch.rand(unit.slope.shape, generator=generator))
+    unit.active.view(-1)[0] = granularity == "layer"
+
+    def formula(x, slope):
+        slope = torch.where(unit.active, slope, 1.0).view(-1, *(1 for _ in shape[2:]))
+        return x.clamp(min=0) + slope * x.clamp(max=0)
+
+    found, expected = unit(x), formula(x, unit.slope)
+    for _ in range(2):  # the first derivatives, then theirs
+        torch.testing.assert_close(found, expected)
+        found, expected = (
+            torch.cat([d.flatten() for d in torch.autograd.grad(y.pow(3).sum(), (x, unit.slope), create_graph=True)])
+            for y in (found, expected)
+        )
+    torch.testing.assert_close(found, expected)
+
+
+def test_units_are_listed_anew_when_one_is_replaced():
+    net = nl.linearize(nets.build("resnet8"), (3, 8, 8))
+    nl.units(net)
+    net.layer1.add_module("extra", nn.Identity())
+    other = nl.ChannelPReLU((16, 8, 8), order=1)
+    net.set_submodule("layer1.0.relu2", other)
+    assert nl.units(net)[1] == ("layer1.0.relu2", other)
+    assert nl.units(copy.deepcopy(net))[1][1] is not other
+
+
 def test_an_inactive_unit_is_the_identity_whatever_its_slope_holds():
     unit = nl.ChannelPReLU((2,), 1)
     with torch.no_grad():
@@ -199,17 +233,65 @@ class ByShape(nn.Module):
         return F.relu(x).view(b, c, 1) if x.dim() == 2 and len(x.shape) == 2 else x
 
 
-class FrozenDropout(nn.Module):
-    def forward(self, x):
-        return F.dropout(F.relu(x), 0.5, self.training)
-
-
 class View(nn.Module):
     def forward(self, x):
         y = x * 1
         first = y[:, :1]
         y.relu_()
         return first + y
+
+
+class ByFlag(nn.Module):
+    """What the mode decides is handed to an operation."""
+
+    def forward(self, x):
+        return F.dropout(F.relu(x), 0.5, self.training)
+
+
+class ByBranch(nn.Module):
+    """What the mode decides is which code runs, with a head of its own in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.aside = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+        self.register_buffer("shift", torch.ones(3))
+        self.scale = nn.Parameter(torch.full((3,), 2.0))
+
+    def forward(self, x):
+        x = F.relu(self.body(x))
+        if self.training:
+            return self.head(x) * self.scale + self.shift, F.relu(self.aside(x))
+        return F.softmax(self.head(x) * self.scale + self.shift, 1)
+
+
+def test_a_flag_that_follows_the_mode_stays_one():
+    net, model = nl.linearize(ByFlag(), (64,)), ByFlag()
+    x = torch.randn(3, 64)
+    assert torch.equal(net.eval()(x), F.relu(x))
+    torch.manual_seed(0)
+    dropped = net.train()(x)
+    torch.manual_seed(0)
+    assert torch.equal(dropped, model.train()(x)) and (dropped == 0).float().mean() > 0.6
+
+
+def test_a_network_that_differs_by_mode_keeps_both():
+    model = ByBranch()
+    net = nl.linearize(model, (4,))
+    assert [(name, unit.channels) for name, unit in nl.units(net)] == [("relu", 6), ("relu_1", 2)]
+    assert {name for name, _ in model.named_parameters()} < {name for name, _ in net.named_parameters()}
+    assert {name for name, _ in model.named_buffers()} < {name for name, _ in net.named_buffers()}
+    x = torch.randn(5, 4)
+    for made in (net, copy.deepcopy(net)):
+        assert torch.equal(made.eval()(x), model.eval()(x))
+        for ours, theirs in zip(made.train()(x), model.train()(x), strict=True):
+            assert torch.equal(ours, theirs)
+        nl.units(made)[0][1].active.fill_(False)
+        assert torch.equal(made(x)[0], model.head(model.body(x)) * model.scale + model.shift)
+        assert not torch.equal(made.eval()(x), model.eval()(x))
+        nl.units(made)[0][1].active.fill_(True)
+    doubled = net.double()
+    assert doubled.train()(x.double())[0].dtype == torch.float64
+    doubled.load_state_dict(net.state_dict())
 
 
 def test_decisions_by_shape_are_followed():
@@ -222,7 +304,6 @@ def test_decisions_by_shape_are_followed():
     [
         (nn.Sequential(nn.Linear(2, 2), nn.GELU()), (2,), "calls no ReLU"),
         (nn.Sequential(nn.Identity(), Branch()), (2,), "module '1', test_linearize.py line .*decides by the numbers"),
-        (FrozenDropout(), (64,), "training=self.training"),
         (View(), (4,), "view"),
         (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), (4,), "module '0'.*RuntimeError: mat1 and mat2"),
         (nn.Sequential(nn.RNN(2, 2, nonlinearity="relu")), (3, 2), "recurrent layer"),
@@ -233,6 +314,28 @@ def test_decisions_by_shape_are_followed():
 def test_what_cannot_be_done_faithfully_is_refused(model, example, words):
     with pytest.raises(nl.UnsupportedNetwork, match=words):
         nl.linearize(model, example)
+
+
+def test_relu6_is_linearized_on_demand_and_counted_otherwise():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU6(), nn.Hardtanh(0, 6), nn.Tanh())
+    with pytest.warns(
+        nl.ActivationsLeftAlone, match=r"left 3 activations of Sequential as they are: ReLU6 \(2\), Tanh"
+    ):
+        assert len(nl.units(nl.linearize(model, (3,)))) == 1
+    with pytest.warns(nl.ActivationsLeftAlone, match=r"left 1 .*Tanh \(1\)"):
+        net = nl.linearize(model, (3,), relu6=True)
+    assert [unit.limit for _, unit in nl.units(net)] == [math.inf, 6, 6]
+    x = 20 * torch.randn(50, 3)
+    assert torch.equal(net(x), model(x))
+    unit = nl.units(net)[1][1]
+    with torch.no_grad():
+        unit.slope.fill_(0.25)
+    values = torch.tensor([[-8.0, 3.0, 6.0, 10.0]])
+    assert unit(values).tolist() == [[-2.0, 3.0, 6.0, 7.0]]
+    unit.active.fill_(False)
+    assert torch.equal(unit(values), values)
+    with pytest.raises(nl.UnsupportedNetwork, match=r"ReLU6 \(1\). Pass relu6=True"):
+        nl.linearize(nn.Sequential(nn.Linear(2, 2), nn.ReLU6()), (2,))
 
 
 def test_an_unknown_granularity_is_refused():
