@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nladv_core import datasets, paths, training
+from nladv_core import datasets, nets, paths, training
 from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
 from nladv_core.specs import RunSpec
@@ -48,27 +49,30 @@ def compute(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        data = _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test)
+        data = _preprocessed(spec, _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test))
         shape = tuple(data.train_images.shape[1:])
         net, parent = _initial(spec, store, data)
         history = []
-        for row in training.fit(
-            net,
-            data,
-            spec.recipe,
-            seed=spec.seed,
-            omega=spec.omega,
-            p=spec.p,
-            goal=spec.goal,
-            start=spec.start,
-            pull_back=spec.pull_back,
-            margin=spec.margin,
-            precision=spec.precision,
-            device=where,
-        ):
-            history.append(row)
-            if on_epoch is not None:
-                on_epoch(row)
+        if spec.published is not None:
+            history.append(training.untrained_row(net, data, precision=spec.precision, device=where))
+        else:
+            for row in training.fit(
+                net,
+                data,
+                spec.recipe,
+                seed=spec.seed,
+                omega=spec.omega,
+                p=spec.p,
+                goal=spec.goal,
+                start=spec.start,
+                pull_back=spec.pull_back,
+                margin=spec.margin,
+                precision=spec.precision,
+                device=where,
+            ):
+                history.append(row)
+                if on_epoch is not None:
+                    on_epoch(row)
         final = history[-1]
         net.cpu()
         measured = net if spec.linearized else with_slopes(net, spec, shape)
@@ -98,6 +102,8 @@ def compute(
             "complete": data.complete,
             "classes": len(data.classes),
             "shape": list(shape),
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
         },
         parent=parent,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -128,8 +134,20 @@ def _load(
     return datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
 
 
+def _preprocessed(spec: RunSpec, data: datasets.ImageData) -> datasets.ImageData:
+    """A network that others trained sees images as they showed them to it, and so do its descendants."""
+    if spec.origin is None:
+        return data
+    published = nets.PUBLISHED[spec.origin]
+    return replace(data, mean=torch.tensor(published.mean), std=torch.tensor(published.std))
+
+
 def _initial(spec: RunSpec, store: Store, data: datasets.ImageData) -> tuple[nn.Module, dict[str, str] | None]:
-    """The network that a run begins with, and which weights or masks it took from its parent."""
+    """The network that a run begins with, and which weights or masks it took, from whom."""
+    if spec.published is not None:
+        published = nets.PUBLISHED[spec.published]
+        taken_from = {"published": spec.published, "source": published.source, "url": published.url}
+        return nets.load_published(spec.published), taken_from | {"sha256": published.sha256}
     net: nn.Module = untrained(spec, len(data.classes))
     parent = spec.parent
     if parent is not None and spec.masks == "none" and not parent.linearized:
@@ -231,7 +249,7 @@ def _seconds(spec: RunSpec) -> float:
     """Rough time of a run on one core, measured for small networks: to order runs by, never to promise."""
     images = spec.train or 50_000
     depth = int("".join(filter(str.isdigit, spec.net.removesuffix("v1"))))
-    return 9e-8 * spec.recipe.epochs * images * (spec.size or 32) ** 2 * depth * (spec.width + 0.5)
+    return 9e-8 * (spec.recipe.epochs or 0.2) * images * (spec.size or 32) ** 2 * depth * (spec.width + 0.5)
 
 
 _NO_PARENT = "its parent run failed"

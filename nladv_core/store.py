@@ -49,8 +49,10 @@ class Record:
         wall_s: seconds from data to metrics.
         device, torch, python: where it ran.
         code: package version, git commit (or null) and a digest of the source files that decide a result.
-        data: checksum, description, number of classes, and whether the whole official set was used.
-        parent: null, or the parent's key and the SHA-256 of the weights that were taken from it.
+        data: checksum, description, number of classes, whether the whole official set was used, shape of an image, and
+            mean and std that images (/ 255) were normalized with.
+        parent: null, or the parent's key and the SHA-256 of the weights or masks that were taken from it; for published
+            weights their name, source, URL and SHA-256.
         files: file name and SHA-256 of weights and masks.
         created: UTC time, ISO 8601.
     """

@@ -195,6 +195,36 @@ def _epochs(
         }
 
 
+def untrained_row(
+    net: nn.Module, data: datasets.ImageData, *, device: str | torch.device = "cpu", precision: str = "float32"
+) -> dict[str, Any]:
+    """The row of epoch 0, for a network that is taken as it is; `net` is left in eval mode on `device`.
+
+    `train_loss` and `train_accuracy` are over the first 10,000 training images, unmirrored.
+    """
+    device = torch.device(device)
+    net.to(device).eval()
+    data = data.to(device)
+    images, labels = data.train_images[:10_000], data.train_labels[:10_000]
+    loss = torch.zeros((), device=device, dtype=torch.float64)
+    right = torch.zeros((), device=device, dtype=torch.int64)
+    with torch.no_grad(), _autocast(precision, device):
+        for batch, truth in zip(images.split(1000), labels.split(1000), strict=True):
+            logits = net(datasets.normalize(batch, data.mean, data.std)).float()
+            loss += cross_entropy(logits, truth, reduction="sum")
+            right += (logits.argmax(1) == truth).sum()
+    return {
+        "epoch": 0,
+        "lr": 0.0,
+        "omega": 0.0,
+        "train_loss": float(loss) / len(labels),
+        "train_accuracy": float(right) / len(labels),
+        "test_accuracy": accuracy(net, data, device=device, precision=precision),
+        "active_fraction": 1.0,
+        "active": [],
+    }
+
+
 def accuracy(
     net: nn.Module, data: datasets.ImageData, *, device: str | torch.device = "cpu", precision: str = "float32"
 ) -> float:

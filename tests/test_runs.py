@@ -20,7 +20,7 @@ from nladv_core import runs, store, training
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.linearize import active_counts
 from nladv_core.paths import path_length
-from nladv_core.recipes import RECIPES, Recipe
+from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
 from nladv_core.runs import Record, RecordWarning, RunFailed, RunSpec, Store, run
 
 RECIPE = Recipe(epochs=2, lr=0.05, batch=32, flip=False)
@@ -111,6 +111,14 @@ CHANGES: list[dict[str, Any]] = [
     {"parent": CHILD},
     {"parent": CHILD, "masks": "exact"},
     {"parent": CHILD, "masks": "layer"},
+    {
+        **dict.fromkeys(("size", "train", "test")),
+        "data": "cifar10",
+        "net": "resnet20v1",
+        "width": 1,
+        "recipe": UNTRAINED,
+        "published": "akamaster/resnet20",
+    },
 ]
 
 
@@ -118,7 +126,7 @@ def test_every_field_is_part_of_the_key_and_survives_json() -> None:
     specs = [PARENT, *(small(**change) for change in CHANGES)]
     assert len({spec.key() for spec in specs}) == len(specs)
     named = {name for change in CHANGES for name in change}
-    assert named == set(RunSpec.__dataclass_fields__) - {"data"}
+    assert named == set(RunSpec.__dataclass_fields__)
     for spec in specs:
         again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
         assert again == spec and again.key() == spec.key()
@@ -151,6 +159,7 @@ def test_every_field_is_part_of_the_key_and_survives_json() -> None:
         ({"data": "cifar10"}, "leave size and difficulty out"),
         ({"size": 4}, "8 to 128 pixels"),
         ({"recipe": {"epochs": 2}}, "expected a Recipe"),
+        ({"recipe": UNTRAINED}, "only a published network may do"),
     ],
 )
 def test_a_wrong_value_is_told_in_one_sentence(change: dict[str, Any], told: str) -> None:
