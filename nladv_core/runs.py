@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from nladv_core import datasets, nets, paths, training
+from nladv_core.checkpoints import Progress
 from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
 from nladv_core.specs import RunSpec
@@ -36,15 +37,27 @@ def compute(
     *,
     device: str = "auto",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    until: float | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Record:
     """Train one run and store it; its parent must be in the store. One CPU thread, so that equal specs end equal.
 
+    A run that lasts is saved after an epoch every few seconds, and goes on from there when it is computed again.
+
+    Args:
+        on_epoch: gets the row of each finished epoch, also of those that were finished before an interruption.
+        until: stop before this time (`time.time()`), between two epochs, and save.
+        tell: gets warnings in words; default: `RecordWarning`.
+
     Raises:
+        Paused: the time was up.
         SpecError, DataError: what the data set or the loop refuses.
         RecordError: the parent is missing or damaged.
         TrainingDiverged: the loss left the finite numbers.
     """
     began = time.perf_counter()
+    if tell is None:
+        tell = _warn
     where = pick_device(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -52,10 +65,14 @@ def compute(
         data = _preprocessed(spec, _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test))
         shape = tuple(data.train_images.shape[1:])
         net, parent = _initial(spec, store, data)
-        history = []
+        under_way = _UnderWay(spec, store, net, _conditions(where, data, parent), tell)
+        history = under_way.history
         if spec.published is not None:
             history.append(training.untrained_row(net, data, precision=spec.precision, device=where))
         else:
+            if on_epoch is not None:
+                for row in history:
+                    on_epoch(row)
             for row in training.fit(
                 net,
                 data,
@@ -69,10 +86,14 @@ def compute(
                 margin=spec.margin,
                 precision=spec.precision,
                 device=where,
+                first=len(history),
+                momenta=under_way.momenta,
             ):
                 history.append(row)
                 if on_epoch is not None:
                     on_epoch(row)
+                if row["epoch"] < spec.recipe.epochs:
+                    under_way.after_epoch(until)
         final = history[-1]
         net.cpu()
         measured = net if spec.linearized else with_slopes(net, spec, shape)
@@ -83,6 +104,9 @@ def compute(
             "apl": paths.path_length(measured, shape, normalized=False).mean,
             "enw": effective_width(measured),
         }
+    except training.TrainingDiverged:
+        store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
+        raise
     finally:
         torch.set_num_threads(threads)
     record = Record(
@@ -91,8 +115,8 @@ def compute(
         metrics=metrics,
         history=history,
         units=[{"name": name, "channels": c, "active": active} for name, (active, c) in counts.items()],
-        wall_s=round(time.perf_counter() - began, 3),
-        device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        wall_s=round(under_way.seconds + time.perf_counter() - began, 3),
+        device=_device_name(where),
         torch=torch.__version__,
         python=platform.python_version(),
         code=code_version(),
@@ -107,8 +131,93 @@ def compute(
         },
         parent=parent,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        execution={"resumed_after": under_way.resumed_after},
     )
     return store.save(record, net)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RecordWarning, stacklevel=4)
+
+
+class Paused(NladvError):
+    """A run was stopped between two epochs because its time was up; what it has done is kept."""
+
+
+# A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
+SAVE_EVERY_S = 5.0
+
+
+class _UnderWay:
+    """What there is of a run that was interrupted, put into `net`, and the saving of what comes now."""
+
+    def __init__(
+        self, spec: RunSpec, store: Store, net: nn.Module, conditions: dict[str, Any], tell: Callable[[str], None]
+    ) -> None:
+        self.spec, self.net, self.tell, self.conditions = spec, net, tell, conditions
+        self.checkpoint = store.checkpoint(spec)
+        self.history: list[dict[str, Any]] = []
+        self.momenta: dict[str, torch.Tensor] = {}
+        self.seconds, self.resumed_after = 0.0, list[int]()
+        self._began = self._saved = self._epoch_began = time.perf_counter()
+        self._failed = False
+        try:
+            found = self.checkpoint.load()
+            if found is None:
+                return
+            progress, state, momenta = found
+            differ = [what for what, value in conditions.items() if progress.conditions.get(what) != value]
+            if differ:
+                raise RecordError(f"it was begun with other {' and '.join(differ)}")
+            net.load_state_dict(state)
+        except RecordError as error:
+            tell(f"run {spec} was interrupted, and its checkpoint is of no use ({error}); it starts over")
+            self.checkpoint.delete()
+            return
+        self.history, self.momenta, self.seconds = progress.history, momenta, progress.seconds
+        self.resumed_after = [*progress.resumed_after, progress.epochs]
+
+    def after_epoch(self, until: float | None) -> None:
+        """Save if it is worth it.
+
+        Raises:
+            Paused: there is no time for another epoch before `until`.
+        """
+        now = time.perf_counter()
+        lasted, self._epoch_began = now - self._epoch_began, now
+        time_is_up = until is not None and time.time() + lasted > until
+        if time_is_up or (now - self._saved > SAVE_EVERY_S and not self._failed):
+            self._save()
+        if time_is_up:
+            raise Paused(f"run {self.spec} was stopped after epoch {len(self.history)} of {self.spec.recipe.epochs}")
+
+    def _save(self) -> None:
+        seconds = round(self.seconds + time.perf_counter() - self._began, 3)
+        progress = Progress(
+            conditions=self.conditions, history=self.history, seconds=seconds, resumed_after=self.resumed_after
+        )
+        try:
+            self.checkpoint.save(progress, self.net.state_dict(), self.momenta)
+        except OSError as error:
+            self._failed = True  # training goes on: the disk may have room again when the result is there
+            why = error.strerror or error
+            self.tell(f"run {self.spec} cannot be saved on the way ({why}); if it is killed, it starts over")
+        self._saved = time.perf_counter()
+
+
+def _conditions(where: torch.device, data: datasets.ImageData, parent: dict[str, str] | None) -> dict[str, Any]:
+    """What must be the same for two parts of a run to be as good as one."""
+    return {
+        "sources": code_version()["source"],
+        "version of torch": torch.__version__,
+        "device": _device_name(where),
+        "data": data.checksum,
+        "parent weights": parent["sha256"] if parent else None,
+    }
+
+
+def _device_name(where: torch.device) -> str:
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 
 
 def pick_device(device: str) -> torch.device:
@@ -362,7 +471,13 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:
                     say("warning", text=f"run {spec} was damaged and is computed again; set aside as {names}")
-                compute(spec, store, device=job["device"], on_epoch=lambda row: say("epoch"))
+                compute(
+                    spec,
+                    store,
+                    device=job["device"],
+                    on_epoch=lambda row: say("epoch"),
+                    tell=lambda text: say("warning", text=text),
+                )
         say("done")
     except NladvError as error:
         say("failed", reason=str(error))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nladv_core import nets, places, training
+from nladv_core.checkpoints import Checkpoint, write
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.linearize import Masks, linearize, masks
 from nladv_core.specs import RunSpec
@@ -46,7 +47,7 @@ class Record:
         metrics: after the final epoch: test_accuracy, train_accuracy, train_loss, active_fraction, napl, apl, enw.
         history: one row per epoch, as `training.fit` yields them; `active` follows the order of `units`.
         units: name, channels and active channels of each unit group after the final epoch.
-        wall_s: seconds from data to metrics.
+        wall_s: seconds from data to metrics, without those lost with an interruption.
         device, torch, python: where it ran.
         code: package version, git commit (or null) and a digest of the source files that decide a result.
         data: checksum, description, number of classes, whether the whole official set was used, shape of an image, and
@@ -55,6 +56,8 @@ class Record:
             weights their name, source, URL and SHA-256.
         files: file name and SHA-256 of weights and masks.
         created: UTC time, ISO 8601.
+        execution: what does not decide the result, empty in older records: `resumed_after`, the epochs after which the
+            run was interrupted and taken up again.
     """
 
     key: str
@@ -71,6 +74,7 @@ class Record:
     parent: dict[str, str] | None
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     created: str = ""
+    execution: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, spec included in its short form."""
@@ -90,9 +94,18 @@ class Record:
             raise RecordError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
         except ValueError:
             raise RecordError(f"{path}: found something that is not JSON, expected a run record; {remedy}") from None
-        if not isinstance(found, dict) or found.keys() != set(cls.__dataclass_fields__):
+        if not isinstance(found, dict) or {"execution", *found} != set(cls.__dataclass_fields__):
             raise RecordError(f"{path}: found JSON without the fields of a run record; {remedy}")
-        kinds = {"metrics": dict, "history": list, "units": list, "code": dict, "data": dict, "files": dict}
+        kinds = {
+            "metrics": dict,
+            "history": list,
+            "units": list,
+            "code": dict,
+            "data": dict,
+            "files": dict,
+            "execution": dict,
+        }
+        found.setdefault("execution", {})
         wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
         if wrong:
             raise RecordError(f"{path}: its {wrong[0]} is not a {kinds[wrong[0]].__name__}; {remedy}")
@@ -297,6 +310,10 @@ class Store:
 
     # -- writing
 
+    def checkpoint(self, run: RunSpec | str) -> Checkpoint:
+        """What is kept of a run under way (there may be nothing)."""
+        return Checkpoint(self.folder, run if isinstance(run, str) else run.key())
+
     def lock(self, run: RunSpec) -> AbstractContextManager[Any]:
         """Held while a run is computed, so that no two processes train it at once; a dead holder lets go."""
         from filelock import FileLock
@@ -318,13 +335,20 @@ class Store:
             active = {name: mask.cpu().contiguous() for name, mask in masks(net).items()}
             contents["masks"] = save(active, {"content": "nladv masks, True = active"})
         files = {}
-        for what, content in contents.items():
-            name = f"{record.key}.{what}.safetensors"
-            _write(self.folder / name, content)
-            files[what] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
-        record = Record(**(record.__dict__ | {"files": files}))
-        text = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
-        _write(self.folder / f"{record.key}.json", text.encode())
+        try:
+            for what, content in contents.items():
+                name = f"{record.key}.{what}.safetensors"
+                write(self.folder / name, content)
+                files[what] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
+            record = Record(**(record.__dict__ | {"files": files}))
+            text = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
+            write(self.folder / f"{record.key}.json", text.encode())
+        except OSError as error:
+            raise RecordError(
+                f"{self.folder}: the result cannot be written ({error.strerror or error}); make room there, or name "
+                "another folder by NLADV_STORE"
+            ) from None
+        self.checkpoint(record.key).delete()
         return record
 
     def set_aside(self, run: RunSpec) -> list[Path]:
@@ -343,12 +367,3 @@ def _inside(name: str) -> str:
     if Path(name).name != name or name in ("", ".", ".."):
         raise RecordError(f"a record names the file {name!r}, expected a plain name; delete the record")
     return name
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
