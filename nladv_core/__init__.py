@@ -37,7 +37,7 @@ _LATER = {
     "runs": ("RunSpec", "Store"),
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
-_MODULES = ("datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
+_MODULES = ("claims", "datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
 
 __all__ = [
     "ChannelPReLU",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nladv_core import claims
+from nladv_core import claims, experiments
 from nladv_core.claims import Claim, Judgement, Outcome, Part
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.recipes import RECIPES
@@ -298,6 +298,23 @@ class TestDifference:
             for r in self.runs([0, 0, 0])
         ]
         assert claims.outcome(part, found).note.startswith("10.00 (")
+
+
+def test_the_runs_of_the_chapter_at_paper_size_are_those_that_are_judged(tmp_path: Path) -> None:
+    for data, height in (("cifar10", 88.0), ("cifar100", 60.0)):
+        chapter = experiments.AccuracyAndDepth(tier="paper", dataset=data)
+        runs = [run for run in chapter.specs() if run.linearized and run.granularity == "channel"]
+        assert len({run.seed for run in runs}) >= claims.SEEDS
+        # Any curve that comes by all the NAPLs in question will do.
+        order = sorted({run.omega for run in runs})
+        found = [record(run, height, 12 - 11 * order.index(run.omega) / (len(order) - 1)) for run in runs]
+        write(tmp_path / "paper", found)
+    judged = {one.claim.id: one for one in claims.judge(results=tmp_path)}
+    for name in ("C1", "C2", "C13"):
+        chosen = zip(judged[name].claim.parts, judged[name].outcomes, strict=True)
+        assert {outcome.verdict for part, outcome in chosen if part.statistic == "at"} == {"differs"}, name
+    assert judged["C8"].outcomes[0].verdict == "inconclusive"  # no difference at all, but measured
+    assert judged["C1"].outcomes[2].verdict == "not run"  # no chapter has the network without residual connections yet
 
 
 class TestTiers:

@@ -99,7 +99,9 @@ class TestScoreboard:
             object.__setattr__(record, "wall_s", seconds)
         test_claims.write(tmp_path / "reduced", records)
         assert cells(pages.compute(tmp_path))[2:] == [["`reduced`", "2", "2.5", "cpu"], ["`paper`", "0", "0.0", "none"]]
-        assert pages.substitutions(tmp_path)["state_reduced"] == "2 records committed"
+        whole = pages.substitutions(tmp_path)
+        assert whole["state_reduced"] == "2 records committed"
+        assert "81.3 % at NAPL 4.00" in whole["scoreboard"] and "| 2.5 |" in whole["compute"]
 
 
 def test_recipes_are_those_that_run(found: dict[str, str]) -> None:
