@@ -190,7 +190,7 @@ def test_no_file_of_the_book_loads_from_outside(html: Path) -> None:
 
 
 def test_scoreboard_shows_the_verdicts_of_today(visit) -> None:
-    rows = visit("book/index.html").page.locator("article table:has(th:text-is('verdict')) tbody tr")
+    rows = visit("book/index.html").page.locator("article table:has(th:has-text('verdict')) tbody tr")
     shown = [row.locator("td").all_inner_texts() for row in rows.all()]
     judged = claims.judge()
     assert [(cells[0], cells[2]) for cells in shown] == [(one.claim.id, one.verdict) for one in judged]
