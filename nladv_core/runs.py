@@ -22,7 +22,7 @@ from nladv_core.checkpoints import Progress
 from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
 from nladv_core.specs import RunSpec
-from nladv_core.store import Record, RecordWarning, Store, code_version, untrained, with_slopes
+from nladv_core.store import Busy, Record, RecordWarning, Store, code_version, untrained, with_slopes
 from nladv_core.workers import Pool, serve
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def compute(
         history=history,
         units=[{"name": name, "channels": c, "active": active} for name, (active, c) in counts.items()],
         wall_s=round(under_way.seconds + time.perf_counter() - began, 3),
-        device=_device_name(where),
+        device=device_name(where),
         torch=torch.__version__,
         python=platform.python_version(),
         code=code_version(),
@@ -210,13 +210,14 @@ def _conditions(where: torch.device, data: datasets.ImageData, parent: dict[str,
     return {
         "sources": code_version()["source"],
         "version of torch": torch.__version__,
-        "device": _device_name(where),
+        "device": device_name(where),
         "data": data.checksum,
         "parent weights": parent["sha256"] if parent else None,
     }
 
 
-def _device_name(where: torch.device) -> str:
+def device_name(where: torch.device) -> str:
+    """What a record says of the device."""
     return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 
 
@@ -314,24 +315,36 @@ def run(
     if workers is not None and workers < 1:
         raise SpecError(f"workers is {workers}, expected at least 1")
     where = pick_device(device)
-    todo = _missing(specs, store, refresh)
+    todo = missing(specs, store, refresh)
     if todo:
         if workers is None:
-            few = where.type == "cpu" and sum(map(_seconds, todo.values())) < 6
+            few = where.type == "cpu" and sum(map(seconds, todo.values())) < 6
             workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
-        schedule = _Schedule(todo, progress)
-        job = {"folder": str(store.folder), "also": list(map(str, store.also)), "device": device, "refresh": refresh}
-        with schedule.bar:
-            if min(workers, len(todo)) == 1:
-                while (spec := schedule.next()) is not None:
-                    _handle({**job, "spec": spec.to_json()}, schedule.report)
-            else:
-                _in_processes(schedule, job, min(workers, len(todo)))
+        schedule = Schedule(todo, progress)
+        work(schedule, store, workers=workers, device=device, refresh=refresh)
         schedule.raise_failures()
     return store.frame(specs)
 
 
-def _missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
+def work(schedule: Schedule, store: Store, *, workers: int, device: str, refresh: bool = False) -> None:
+    """Compute what is in `schedule`, in this process (one worker) or in others, until nothing of it can be begun."""
+    job = {
+        "folder": str(store.folder),
+        "also": list(map(str, store.also)),
+        "device": device,
+        "refresh": refresh,
+        "until": schedule.until,
+    }
+    with schedule.bar:
+        if min(workers, schedule.total) == 1:
+            while (spec := schedule.next()) is not None or schedule.wait():
+                if spec is not None:
+                    _handle({**job, "spec": spec.to_json()}, schedule.report)
+        else:
+            _in_processes(schedule, job, min(workers, schedule.total))
+
+
+def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
     """What has to be computed: wanted runs without a usable record, and those parents of theirs that lack weights."""
     todo: dict[str, RunSpec] = {}
     waiting = [(spec, False) for spec in specs]
@@ -354,7 +367,7 @@ def _usable(spec: RunSpec, store: Store, refresh: bool, weights: bool = False) -
     return state == "done" or (state == "older code" and not refresh)
 
 
-def _seconds(spec: RunSpec) -> float:
+def seconds(spec: RunSpec) -> float:
     """Rough time of a run on one core, measured for small networks: to order runs by, never to promise."""
     images = spec.train or 50_000
     depth = int("".join(filter(str.isdigit, spec.net.removesuffix("v1"))))
@@ -364,25 +377,47 @@ def _seconds(spec: RunSpec) -> float:
 _NO_PARENT = "its parent run failed"
 
 
-class _Schedule:
-    """Which run comes next, what has been reported, and the bar."""
+class Schedule:
+    """Which run comes next, what has been reported, and the bar.
 
-    def __init__(self, todo: Mapping[str, RunSpec], progress: bool) -> None:
+    Args:
+        todo: the runs by key, parents included.
+        progress: whether to show a bar.
+        worth: by key, the most urgent first; default: the longest chains of runs first.
+        until: no run is begun that would not finish an epoch before this time (`time.time()`), and all stop then; runs
+            that another process computes are left to it. None: no end.
+        pace: seconds on this device for one of `seconds`.
+        watch: gets each end of a run: "done", "paused" or "failed", the run, and a reason.
+    """
+
+    def __init__(
+        self,
+        todo: Mapping[str, RunSpec],
+        progress: bool,
+        *,
+        worth: Mapping[str, float] | None = None,
+        until: float | None = None,
+        pace: float = 1.0,
+        watch: Callable[[str, RunSpec, str], None] | None = None,
+    ) -> None:
+        self.until, self.pace, self.watch = until, pace, watch
+        self.held: dict[str, float] = {}
         self.waiting = dict(todo)
         self.unfinished = set(todo)
         self.failed: dict[str, tuple[RunSpec, str]] = {}
         self.total = len(todo)
         # A run is worth its own time and that of the longest chain of runs that wait for it.
-        worth = {key: _seconds(spec) for key, spec in todo.items()}
+        own = worth
+        worth = {key: seconds(spec) for key, spec in todo.items()}
         for spec in todo.values():
             behind = 0.0
             while spec.key() in todo:
-                behind += _seconds(spec)
+                behind += seconds(spec)
                 worth[spec.key()] = max(worth[spec.key()], behind)
                 if spec.parent is None:
                     break
                 spec = spec.parent
-        self.worth = worth
+        self.worth = worth if own is None else own
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
 
     def next(self) -> RunSpec | None:
@@ -393,8 +428,26 @@ class _Schedule:
                 self.fail(spec, _NO_PARENT)
                 del self.waiting[key]
                 return self.next()
-        ready = [k for k, s in self.waiting.items() if s.parent is None or s.parent.key() not in self.unfinished]
+        now = time.monotonic()
+        ready = [
+            key
+            for key, spec in self.waiting.items()
+            if (spec.parent is None or spec.parent.key() not in self.unfinished)
+            and self.held.get(key, 0) <= now
+            and self._in_time(spec)
+        ]
         return self.waiting.pop(max(ready, key=self.worth.__getitem__)) if ready else None
+
+    def _in_time(self, spec: RunSpec) -> bool:
+        epoch = self.pace * seconds(spec) / max(spec.recipe.epochs, 1)
+        return self.until is None or time.time() + epoch < self.until
+
+    def wait(self) -> bool:
+        """Wait a moment for runs that another process computes; False if there is nothing to wait for."""
+        if not any(self._in_time(self.waiting[key]) for key in self.held if key in self.waiting):
+            return False
+        time.sleep(0.2)
+        return True
 
     def report(self, message: dict[str, Any]) -> None:
         """Take in what a run reports: an epoch, a warning, its end, or its failure."""
@@ -403,14 +456,25 @@ class _Schedule:
             self.bar.update(1)
         elif message["event"] == "done":
             self.unfinished.discard(spec.key())
+            self._tell("done", spec)
             self.bar.set_postfix_str(f"{self.total - len(self.unfinished)} of {self.total} runs")
         elif message["event"] == "warning":
             warnings.warn(message["text"], RecordWarning, stacklevel=2)
+        elif message["event"] == "paused":
+            self._tell("paused", spec, message["reason"])
+        elif message["event"] == "busy":
+            self.waiting[spec.key()] = spec
+            self.held[spec.key()] = time.monotonic() + 1.0
         else:
             self.fail(spec, message["reason"])
 
+    def _tell(self, event: str, spec: RunSpec, reason: str = "") -> None:
+        if self.watch is not None:
+            self.watch(event, spec, reason)
+
     def fail(self, spec: RunSpec, reason: str) -> None:
         """Note a failure; runs that wait for this one fail with it."""
+        self._tell("failed", spec, reason)
         self.unfinished.discard(spec.key())
         self.failed[spec.key()] = (spec, reason)
 
@@ -427,7 +491,7 @@ class _Schedule:
             raise RunFailed(f"{told}{more} ({kept} of {self.total} missing runs were finished and are kept)")
 
 
-def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> None:
+def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int) -> None:
     """Hand out runs to worker processes until none is left that can be computed."""
     busy: dict[int, RunSpec] = {}
     with Pool(count, __name__, "_serve") as pool:
@@ -438,6 +502,8 @@ def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> No
                 busy[number] = spec
                 pool.give(number, {**job, "spec": spec.to_json()})
             if not busy:
+                if idle and schedule.wait():
+                    continue
                 break
             number, message = pool.events.get()
             if message is None:
@@ -448,10 +514,10 @@ def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> No
                     schedule.fail(busy.pop(number), f"its worker process ended with {how}; run it again")
                 continue
             schedule.report(message)
-            if message["event"] in ("done", "failed"):
+            if message["event"] in ("done", "failed", "paused", "busy"):
                 del busy[number]
                 idle.add(number)
-    for spec in schedule.waiting.values():
+    for spec in schedule.waiting.values() if schedule.until is None else ():
         schedule.fail(spec, "no worker process was left")
 
 
@@ -463,8 +529,9 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
     def say(event: str, **more: Any) -> None:
         report({"event": event, "spec": job["spec"], **more})
 
+    until = job.get("until")
     try:
-        with store.lock(spec):
+        with store.lock(spec, wait=until is None):
             # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
             if not _usable(spec, store, job["refresh"], weights=True):
                 damaged = store.state(spec) in ("damaged", "done")
@@ -477,8 +544,13 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
                     device=job["device"],
                     on_epoch=lambda row: say("epoch"),
                     tell=lambda text: say("warning", text=text),
+                    until=until,
                 )
         say("done")
+    except Paused as error:
+        say("paused", reason=str(error))
+    except Busy:
+        say("busy")
     except NladvError as error:
         say("failed", reason=str(error))
     except BrokenPipeError:

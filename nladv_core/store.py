@@ -12,7 +12,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nladv_core import nets, places, training
 from nladv_core.checkpoints import Checkpoint, write
-from nladv_core.errors import RecordError, SpecError
+from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import Masks, linearize, masks
 from nladv_core.specs import RunSpec
 
@@ -36,6 +36,10 @@ _DECIDING = ("tracing", "linearize", "paths", "nets", "datasets", "training", "r
 
 class RecordWarning(UserWarning):
     """A stored file was found damaged and left out or set aside."""
+
+
+class Busy(NladvError):
+    """Another process computes this run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,15 @@ class Store:
                 return path
         return None
 
+    def has(self, key: str) -> bool:
+        """Whether there is a record, be it damaged."""
+        return self._find(key) is not None
+
+    def committed(self, key: str) -> bool:
+        """Whether the record that is used lies beside the live folder."""
+        path = self._find(key)
+        return path is not None and path.parent != self.folder
+
     def keys(self) -> Iterator[str]:
         """Keys of all records, damaged ones included, each once."""
         seen: set[str] = set()
@@ -314,13 +327,26 @@ class Store:
         """What is kept of a run under way (there may be nothing)."""
         return Checkpoint(self.folder, run if isinstance(run, str) else run.key())
 
-    def lock(self, run: RunSpec) -> AbstractContextManager[Any]:
-        """Held while a run is computed, so that no two processes train it at once; a dead holder lets go."""
-        from filelock import FileLock
+    @contextmanager
+    def lock(self, run: RunSpec, *, wait: bool = True) -> Iterator[None]:
+        """Held while a run is computed, so that no two processes train it at once; a dead holder lets go.
+
+        Raises:
+            Busy: another process holds it, and `wait` is False.
+        """
+        from filelock import FileLock, Timeout
 
         folder = self.folder / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{run.key()}.lock")
+        lock = FileLock(folder / f"{run.key()}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise Busy(f"run {run} is being computed by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def save(self, record: Record, net: nn.Module) -> Record:
         """Write weights, masks and, last, the record: complete files or none; returns it with its files named."""

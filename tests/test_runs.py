@@ -261,8 +261,8 @@ def test_other_sources_make_a_run_stale_only_where_that_is_asked(
     now = store.code_version()
     monkeypatch.setattr(store, "code_version", lambda: {**now, "source": "another"})
     assert copied.state(CHILD) == "older code"
-    assert not runs._missing([CHILD], copied, refresh=False)
-    assert set(runs._missing([CHILD], copied, refresh=True)) == {CHILD.key(), PARENT.key()}
+    assert not runs.missing([CHILD], copied, refresh=False)
+    assert set(runs.missing([CHILD], copied, refresh=True)) == {CHILD.key(), PARENT.key()}
     beside = Store(copied.folder.parent / "live", also=[copied.folder])
     assert beside.state(CHILD) == "done", "what is committed never goes stale"
 
@@ -284,7 +284,7 @@ def test_records_beside_the_live_folder_are_read_and_never_written(copied: Store
 def test_a_parent_whose_committed_record_lacks_weights_is_trained_again(copied: Store, tmp_path: Path) -> None:
     (copied.folder / f"{PARENT.key()}.weights.safetensors").unlink()
     live = Store(tmp_path / "live", also=[copied.folder])
-    assert set(runs._missing([PARENT, replace(CHILD, omega=3.0)], live, False)) == {
+    assert set(runs.missing([PARENT, replace(CHILD, omega=3.0)], live, False)) == {
         PARENT.key(),
         replace(CHILD, omega=3.0).key(),
     }
@@ -329,7 +329,7 @@ def test_damaged_weights_are_noticed_by_their_checksum(copied: Store) -> None:
     path.write_bytes(content)
     with pytest.raises(RecordError, match="checksum"):
         copied.network(PARENT)
-    assert set(runs._missing([replace(CHILD, omega=9.0)], copied, False)) == {
+    assert set(runs.missing([replace(CHILD, omega=9.0)], copied, False)) == {
         PARENT.key(),
         replace(CHILD, omega=9.0).key(),
     }
