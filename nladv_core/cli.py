@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     chapter.add_argument("what", metavar="chapter")
     chapter.add_argument("-o", "--output", type=Path, help="the executed notebook (default: under build/)")
     book = add("book", _book, "Execute the chapters that changed and render the book.")
+    download = add("download", _download, "Fetch CIFAR from its official page and check it.")
+    download.add_argument("what", metavar="data set", help="cifar10 or cifar100")
     for command in (run, status, campaign, chapter, book):
         command.add_argument("--tier", help="smoke, quick, reduced or paper (default: quick)")
     for command in (run, chapter):
@@ -146,6 +148,12 @@ def _status(parsed: argparse.Namespace) -> None:
             states = [store.state(spec) for spec in specs]
             told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["done", *sorted(states)])]
             print(f"{name:24s} {tier:8s} {', '.join(told)}, of {len(specs)}")
+
+
+def _download(parsed: argparse.Namespace) -> None:
+    from nladv_core import downloads
+
+    print(downloads.download(parsed.what))
 
 
 def _why(parsed: argparse.Namespace) -> None:

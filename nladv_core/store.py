@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # The modules whose code decides a result: a record keeps a digest of them.
-_DECIDING = ("tracing", "linearize", "paths", "nets", "datasets", "training", "runs")
+_DECIDING = ("tracing", "linearize", "paths", "nets", "datasets", "downloads", "training", "runs")
 
 
 class RecordWarning(UserWarning):
