@@ -289,7 +289,7 @@ class Store:
                 f"{where}: its checksum is not the record's: damaged or replaced; delete it and {path.name}, then "
                 "`nladv run` computes them again"
             )
-        return load(content)
+        return dict(sorted(load(content).items()))  # safetensors gives them in an order that differs from call to call
 
     def weights(self, run: RunSpec | str) -> dict[str, Tensor]:
         """Final weights, slopes and masks as a state dict on the CPU; checksum verified.

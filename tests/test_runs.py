@@ -379,6 +379,22 @@ def test_workers_and_this_process_compute_the_same(tmp_path: Path) -> None:
     assert {n: int(m.sum()) for n, m in layer.items()} == {n: int(m.sum()) for n, m in exact.items()}
 
 
+def test_masks_come_in_one_order_so_that_their_permutation_is_that_of_the_seed(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors returns tensors in an order that changes from call to call."""
+    import safetensors.torch
+
+    real = safetensors.torch.load
+    orders = []
+    for backwards in (False, True):
+        monkeypatch.setattr(
+            safetensors.torch, "load", lambda data, back=backwards: dict(sorted(real(data).items(), reverse=back))
+        )
+        orders.append(list(filled.masks(CHILD)))
+    assert orders[0] == orders[1] and len(orders[0]) == 7
+
+
 def test_a_later_linearization_goes_on_from_masks_and_weights_of_the_first(filled: Store, tmp_path: Path) -> None:
     live = Store(tmp_path, also=[filled.folder])
     onward = small(parent=CHILD, recipe=Recipe(epochs=1, lr=1e-12, batch=96, flip=False))
