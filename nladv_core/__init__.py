@@ -40,7 +40,7 @@ _LATER = {
     "runs": ("RunSpec", "Store"),
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
-_MODULES = ("compat", "datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
+_MODULES = ("claims", "compat", "datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
 
 __all__ = [
     "ActivationsLeftAlone",

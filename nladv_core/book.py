@@ -264,10 +264,13 @@ def _execute(source: Path, params: Mapping[str, Any], out: Path, inputs: str) ->
 
 
 def _configuration() -> str:
-    """`_config.yml`, with launch, edit and issue buttons where `$NLADV_REPOSITORY_URL` says which repository."""
+    """`_config.yml`, with what pages compute, and buttons where `$NLADV_REPOSITORY_URL` says which repository."""
     import yaml
 
+    from nladv_core import pages as computed
+
     found = yaml.safe_load((project_root() / "_config.yml").read_text(encoding="utf-8"))
+    found["parse"]["myst_substitutions"] = computed.substitutions()
     url = os.environ.get("NLADV_REPOSITORY_URL", "").strip().rstrip("/")
     if url:
         if not re.fullmatch(r"https://(github\.com|gitlab\.com|bitbucket\.org)/[\w.-]+/[\w./-]+", url):
@@ -308,9 +311,9 @@ def _entries(toc: Any) -> Iterator[str]:
 
 
 def _library() -> list[Path]:
-    """The modules that a chapter may use: all but the two that call chapters."""
+    """The modules that a chapter may use: all but those that make chapters and pages."""
     here = Path(__file__).parent
-    return [path for path in sorted(here.rglob("*.py")) if path.name not in ("book.py", "cli.py")]
+    return [path for path in sorted(here.rglob("*.py")) if path.name not in ("book.py", "cli.py", "pages.py")]
 
 
 def _results() -> list[Path]:

@@ -47,11 +47,20 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("what", metavar="chapter|spec.json")
     run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     status = add("status", _status, "Say which runs are stored, chapter by chapter.")
+    why = add("why", _why, "Say why a stored run is used or not, and what computing it would take.")
+    why.add_argument("key", help="a run's key, or as much of it as is unique")
+    campaign = add("campaign", _campaign, "Compute missing runs of a tier, the most urgent first, for some minutes.")
+    campaign.add_argument("--minutes", type=float, required=True, help="stop (between epochs) before they are over")
+    campaign.add_argument("--dry-run", action="store_true", help="only say what would be computed")
+    campaign.add_argument("--workers", type=int, help="runs at once (default: what the device bears)")
+    campaign.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     chapter = add("chapter", _chapter, "Execute one chapter with papermill.")
     chapter.add_argument("what", metavar="chapter")
     chapter.add_argument("-o", "--output", type=Path, help="the executed notebook (default: under build/)")
     book = add("book", _book, "Execute the chapters that changed and render the book.")
-    for command in (run, status, chapter, book):
+    download = add("download", _download, "Fetch CIFAR from its official page and check it.")
+    download.add_argument("what", metavar="data set", help="cifar10 or cifar100")
+    for command in (run, status, campaign, chapter, book):
         command.add_argument("--tier", help="smoke, quick, reduced or paper (default: quick)")
     for command in (run, chapter):
         command.add_argument(
@@ -139,6 +148,31 @@ def _status(parsed: argparse.Namespace) -> None:
             states = [store.state(spec) for spec in specs]
             told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["done", *sorted(states)])]
             print(f"{name:24s} {tier:8s} {', '.join(told)}, of {len(specs)}")
+
+
+def _download(parsed: argparse.Namespace) -> None:
+    from nladv_core import downloads
+
+    print(downloads.download(parsed.what))
+
+
+def _why(parsed: argparse.Namespace) -> None:
+    from nladv_core import campaign
+
+    print(campaign.why(parsed.key))
+
+
+def _campaign(parsed: argparse.Namespace) -> None:
+    from nladv_core import campaign
+
+    campaign.campaign(
+        parsed.tier or "quick",
+        minutes=parsed.minutes,
+        device=parsed.device,
+        workers=parsed.workers,
+        dry_run=parsed.dry_run,
+        say=lambda line: print(line, flush=True),
+    )
 
 
 def _chapter(parsed: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 * `"digits"`: handwritten digits on photographs, made here from what scikit-learn ships. Works offline.
 * `"cifar10"`, `"cifar100"`: real images from Parquet packs in the folder named by `NLADV_DATA` (format:
-  data/README.md), decoded once into the cache.
+  data/README.md), or else from the official archives that `nladv download` fetches; decoded once into the cache.
 
 Images are augmented and normalised in batch, on the device they lie on.
 """
@@ -16,7 +16,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nladv_core import downloads
 from nladv_core.errors import DataError, SpecError
 from nladv_core.places import cache_dir, data_dir
 
@@ -435,18 +436,24 @@ _OFFICIAL = {
 
 
 def _cifar(name: str) -> ImageData:
-    """A set from its packs, by way of the cache.
+    """A set from its packs, or else from the downloaded official archive, by way of the cache.
 
-    Rows stand in the order of the packs (files by name, then rows as stored), which need not be the official order. The
-    cache file is named after names, sizes and contents of all packs, so that another or a changed pack is noticed.
+    Rows of an archive stand in the official order, those of packs in theirs (files by name, then rows as stored). The
+    cache file is named after names and contents of all files, so that another or a changed one is noticed.
     """
     official = _OFFICIAL[name]
-    packs = _find_packs(name)
-    key = hashlib.sha256()
-    for path in packs["train"] + packs["test"]:
-        key.update(f"{path.name}\n{path.stat().st_size}\n{_file_sum(path)}\n".encode())
+    key, root, archive = hashlib.sha256(), data_dir(), downloads.place(name)
+    if archive.is_file() and (root is None or not (root / name).is_dir()):
+        downloads.check(name, archive)
+        key.update(f"{archive.name}\n{_file_sum(archive)}\n".encode())
+        read: Callable[[], _Decoded] = lambda: downloads.read(name, archive)
+    else:
+        packs = _find_packs(name)
+        for path in packs["train"] + packs["test"]:
+            key.update(f"{path.name}\n{path.stat().st_size}\n{_file_sum(path)}\n".encode())
+        read = lambda: _read_packs(packs, official)
     cached = cache_dir() / "datasets" / f"{name}-{key.hexdigest()[:16]}.safetensors"
-    tensors, classes = _decoded(cached, packs, official)
+    tensors, classes = _decoded(cached, read)
     counts = {split: len(tensors[f"{split}_labels"]) for split in official.rows}
     complete = counts == official.rows
     lacking = "" if complete else f" (of {official.rows['train']:,} and {official.rows['test']:,})"
@@ -467,7 +474,8 @@ def _find_packs(name: str) -> dict[str, list[Path]]:
     root = data_dir()
     help_ = (
         f"put {name}-train-*.parquet and {name}-test.parquet into a folder {name}, set the environment variable "
-        'NLADV_DATA to the folder that holds it (format: data/README.md), or use "digits", which works offline'
+        f"NLADV_DATA to the folder that holds it (format: data/README.md), run `nladv download {name}`, or use "
+        '"digits", which works offline'
     )
     if root is None:
         raise DataError(f"{name} is not there, for NLADV_DATA is not set; {help_}.")
@@ -490,9 +498,10 @@ def _file_sum(path: Path) -> str:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions or copy it again.") from None
 
 
-def _decoded(
-    cached: Path, packs: dict[str, list[Path]], official: _Official
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+_Decoded = tuple[dict[str, Tensor], tuple[str, ...]]
+
+
+def _decoded(cached: Path, read: Callable[[], _Decoded]) -> _Decoded:
     """Images and labels of both splits and the class names, decoded at most once however many processes ask."""
     from filelock import FileLock
 
@@ -501,7 +510,7 @@ def _decoded(
         with FileLock(cached.with_suffix(".lock")):
             stored = _read_cache(cached)
             if stored is None:
-                stored = _read_packs(packs, official)
+                stored = read()
                 _write_cache(cached, *stored)
             return stored
     except OSError as error:

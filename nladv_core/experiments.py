@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from nladv_core import runs, values
+from nladv_core import nets, runs, values
 from nladv_core.errors import SpecError
-from nladv_core.recipes import RECIPES, Recipe
+from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store
 
@@ -147,6 +147,11 @@ class Chapter:
     def _parent(self, dataset: str | None, network: str | None, seed: int, *, width: float | None = None) -> RunSpec:
         tier = TIERS[self.tier]
         dataset = dataset or tier.dataset
+        if network is not None and "/" in network:
+            if width not in (None, 1):
+                raise SpecError(f"{self.name}: width is {width:g}, but {network} is taken as published; leave it out")
+            net = nets.PUBLISHED[network].net if network in nets.PUBLISHED else tier.network
+            return RunSpec(data=dataset, net=net, recipe=UNTRAINED, published=network, test=tier.test)
         digits = dataset == "digits"
         return RunSpec(
             data=dataset,
@@ -160,6 +165,10 @@ class Chapter:
             test=tier.test,
         )
 
+    def _child(self, parent: RunSpec, **more: Any) -> RunSpec:
+        """A run on the same data that starts from `parent`."""
+        return replace(parent, published=None, parent=parent, train=TIERS[self.tier].train, **more)
+
     def _recipe(self, name: str, dataset: str, epochs: int | None = None) -> Recipe:
         """A recipe by name; mirrored digits are no digits, all other images are flipped (§4)."""
         recipe = replace(RECIPES[name], flip=dataset != "digits")
@@ -171,7 +180,7 @@ class Linearization(Chapter):
     """Chapter 01 (§3): one network linearized live.
 
     Attributes:
-        dataset, network: by name; None: by tier.
+        dataset, network: by name; None: by tier. The network may be a published one (a key of `nets.PUBLISHED`).
         omega: strength of the regularizer, >= 0; None: by tier.
         seed: of parent and linearization.
     """
@@ -187,7 +196,8 @@ class Linearization(Chapter):
         tier = TIERS[self.tier]
         parent = self._parent(self.dataset, self.network, self.seed)
         omega = tier.omega if self.omega is None else self.omega
-        return [replace(parent, parent=parent, recipe=self._recipe(tier.linearization, parent.data), omega=omega)]
+        recipe = self._recipe(tier.linearization, parent.data)
+        return [self._child(parent, seed=self.seed, recipe=recipe, omega=omega)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +217,8 @@ class PathLength(Chapter):
         super().__post_init__()
         if self.size < 8:
             raise SpecError(f"{self.name}: size is {self.size}, expected at least 8 pixels")
+        if self.network is not None and self.network in nets.PUBLISHED:  # of which only the architecture matters here
+            object.__setattr__(self, "network", nets.PUBLISHED[self.network].net)
         self._parent(None, self.network, 0)  # refuses an unknown network
         object.__setattr__(self, "network", self.network or ("resnet20" if self.tier == "smoke" else "resnet56"))
 
@@ -216,7 +228,9 @@ class AccuracyAndDepth(Chapter):
     """Chapter 06 (§4.2): accuracy against NAPL over omega.
 
     Attributes:
-        dataset, network, width: None: by tier.
+        dataset, width: None: by tier.
+        network: a name for `nets.build`, or a published network (a key of `nets.PUBLISHED`, such as
+            "akamaster/resnet20") that becomes the one parent of all seeds; None: by tier.
         omegas: strengths for channel-wise slopes, >= 0; None: by tier.
         layer_omegas: strengths for layer-wise slopes, >= 0; None: by tier.
         seeds: repetitions; None: by tier.
@@ -235,21 +249,26 @@ class AccuracyAndDepth(Chapter):
     epochs: int | None = None
 
     def parents(self) -> list[RunSpec]:
-        """The networks before linearization, one per seed."""
+        """The networks before linearization, one per seed; a published network is one for all seeds."""
+        return list(dict.fromkeys(self._starts().values()))
+
+    def _starts(self) -> dict[int, RunSpec]:
+        """The parent of each seed."""
         seeds = TIERS[self.tier].seeds if self.seeds is None else self.seeds
-        return [self._parent(self.dataset, self.network, seed, width=self.width) for seed in dict.fromkeys(seeds)]
+        return {seed: self._parent(self.dataset, self.network, seed, width=self.width) for seed in seeds}
 
     def specs(self) -> list[RunSpec]:
         """Parents, and their linearizations for each granularity and omega."""
-        tier, parents = TIERS[self.tier], self.parents()
-        found = {parent: None for parent in parents}
+        tier, starts = TIERS[self.tier], self._starts()
+        found = dict.fromkeys(starts.values())
         for granularity in self.granularities:
             layer = granularity == "layer"
             given, usual = (self.layer_omegas, tier.layer_omegas) if layer else (self.omegas, tier.omegas)
             for omega in usual if given is None else given:
-                for parent in parents:
+                for seed, parent in starts.items():
                     recipe = self._recipe(tier.linearization, parent.data, self.epochs)
-                    found[replace(parent, parent=parent, recipe=recipe, omega=omega, granularity=granularity)] = None
+                    more = {"recipe": recipe, "omega": omega, "granularity": granularity}
+                    found[self._child(parent, seed=seed, **more)] = None
         return list(found)
 
 

@@ -261,14 +261,16 @@ def _parse(name: object) -> tuple[int, int]:
 class PublishedWeights:
     """Weights that others trained and published; nothing of them is part of this project.
 
-    `file` is its name in the folder `weights` of `$NLADV_DATA`, `net` the name for `build`. Input: images / 255, minus
-    `mean`, divided by `std` (per channel). `accuracy`: per cent of CIFAR-10's 10,000 test images, final, as published.
+    `file` is its name in the folder `weights` of `$NLADV_DATA`, `net` the name for `build`, `data` the name for
+    `datasets.load`. Input: images / 255, minus `mean`, divided by `std` (per channel). `accuracy`: per cent of
+    CIFAR-10's 10,000 test images, final, as published.
     """
 
     file: str
     sha256: str
     url: str
     net: str
+    data: str
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -285,6 +287,7 @@ def _akamaster(depth: int, sha256: str, accuracy: float) -> PublishedWeights:
         sha256=sha256,
         url=f"{repository}/raw/d5489e89/pretrained_models/{file}",
         net=f"resnet{depth}v1",
+        data="cifar10",
         classes=10,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nladv_core.errors import SpecError
-from nladv_core.values import canonical
+from nladv_core.values import canonical, changed
 
 OPTIMIZERS = ("sgd", "adam")
 
@@ -22,7 +22,7 @@ class Recipe:
     """One row of a training table.
 
     Attributes:
-        epochs: passes over the training images, at least 1.
+        epochs: passes over the training images, at least 1 (0 in `UNTRAINED` only).
         milestones: epochs (counted from 0, strictly increasing, inside the run) from which on the learning rate is
             multiplied once more by `gamma`.
         lr: learning rate at the start, > 0.
@@ -53,6 +53,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         canonical(self)
+        if self.epochs == self.lr == self.batch == 0:
+            if changed(self).keys() != {"epochs", "lr", "batch"}:
+                raise SpecError("recipe: nothing is trained (epochs, lr and batch are 0); leave everything else out")
+            return
         for name in ("epochs", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise SpecError(f"recipe: {name} is {getattr(self, name)}, expected at least 1")
@@ -89,6 +93,9 @@ class Recipe:
 def _sgd(epochs: int, milestones: tuple[int, ...], lr: float, batch: int, **more: Any) -> Recipe:
     return Recipe(epochs=epochs, milestones=milestones, lr=lr, batch=batch, **more)
 
+
+# What belongs to a network that others trained and that is taken as it is.
+UNTRAINED = Recipe(epochs=0, lr=0, batch=0)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {

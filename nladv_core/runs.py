@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nladv_core import datasets, paths, training
+from nladv_core import datasets, nets, paths, training
+from nladv_core.checkpoints import Progress
 from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
 from nladv_core.specs import RunSpec
-from nladv_core.store import Record, RecordWarning, Store, code_version, untrained, with_slopes
+from nladv_core.store import Busy, Record, RecordWarning, Store, code_version, untrained, with_slopes
 from nladv_core.workers import Pool, serve
 
 if TYPE_CHECKING:
@@ -35,40 +37,63 @@ def compute(
     *,
     device: str = "auto",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    until: float | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Record:
     """Train one run and store it; its parent must be in the store. One CPU thread, so that equal specs end equal.
 
+    A run that lasts is saved after an epoch every few seconds, and goes on from there when it is computed again.
+
+    Args:
+        on_epoch: gets the row of each finished epoch, also of those that were finished before an interruption.
+        until: stop before this time (`time.time()`), between two epochs, and save.
+        tell: gets warnings in words; default: `RecordWarning`.
+
     Raises:
+        Paused: the time was up.
         SpecError, DataError: what the data set or the loop refuses.
         RecordError: the parent is missing or damaged.
         TrainingDiverged: the loss left the finite numbers.
     """
     began = time.perf_counter()
+    if tell is None:
+        tell = _warn
     where = pick_device(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        data = _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test)
+        data = _preprocessed(spec, _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test))
         shape = tuple(data.train_images.shape[1:])
         net, parent = _initial(spec, store, data)
-        history = []
-        for row in training.fit(
-            net,
-            data,
-            spec.recipe,
-            seed=spec.seed,
-            omega=spec.omega,
-            p=spec.p,
-            goal=spec.goal,
-            start=spec.start,
-            pull_back=spec.pull_back,
-            margin=spec.margin,
-            precision=spec.precision,
-            device=where,
-        ):
-            history.append(row)
+        under_way = _UnderWay(spec, store, net, _conditions(where, data, parent), tell)
+        history = under_way.history
+        if spec.published is not None:
+            history.append(training.untrained_row(net, data, precision=spec.precision, device=where))
+        else:
             if on_epoch is not None:
-                on_epoch(row)
+                for row in history:
+                    on_epoch(row)
+            for row in training.fit(
+                net,
+                data,
+                spec.recipe,
+                seed=spec.seed,
+                omega=spec.omega,
+                p=spec.p,
+                goal=spec.goal,
+                start=spec.start,
+                pull_back=spec.pull_back,
+                margin=spec.margin,
+                precision=spec.precision,
+                device=where,
+                first=len(history),
+                momenta=under_way.momenta,
+            ):
+                history.append(row)
+                if on_epoch is not None:
+                    on_epoch(row)
+                if row["epoch"] < spec.recipe.epochs:
+                    under_way.after_epoch(until)
         final = history[-1]
         net.cpu()
         measured = net if spec.linearized else with_slopes(net, spec, shape)
@@ -79,6 +104,9 @@ def compute(
             "apl": paths.path_length(measured, shape, normalized=False).mean,
             "enw": effective_width(measured),
         }
+    except training.TrainingDiverged:
+        store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
+        raise
     finally:
         torch.set_num_threads(threads)
     record = Record(
@@ -87,8 +115,8 @@ def compute(
         metrics=metrics,
         history=history,
         units=[{"name": name, "channels": c, "active": active} for name, (active, c) in counts.items()],
-        wall_s=round(time.perf_counter() - began, 3),
-        device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        wall_s=round(under_way.seconds + time.perf_counter() - began, 3),
+        device=device_name(where),
         torch=torch.__version__,
         python=platform.python_version(),
         code=code_version(),
@@ -98,11 +126,99 @@ def compute(
             "complete": data.complete,
             "classes": len(data.classes),
             "shape": list(shape),
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
         },
         parent=parent,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        execution={"resumed_after": under_way.resumed_after},
     )
     return store.save(record, net)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RecordWarning, stacklevel=4)
+
+
+class Paused(NladvError):
+    """A run was stopped between two epochs because its time was up; what it has done is kept."""
+
+
+# A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
+SAVE_EVERY_S = 5.0
+
+
+class _UnderWay:
+    """What there is of a run that was interrupted, put into `net`, and the saving of what comes now."""
+
+    def __init__(
+        self, spec: RunSpec, store: Store, net: nn.Module, conditions: dict[str, Any], tell: Callable[[str], None]
+    ) -> None:
+        self.spec, self.net, self.tell, self.conditions = spec, net, tell, conditions
+        self.checkpoint = store.checkpoint(spec)
+        self.history: list[dict[str, Any]] = []
+        self.momenta: dict[str, torch.Tensor] = {}
+        self.seconds, self.resumed_after = 0.0, list[int]()
+        self._began = self._saved = self._epoch_began = time.perf_counter()
+        self._failed = False
+        try:
+            found = self.checkpoint.load()
+            if found is None:
+                return
+            progress, state, momenta = found
+            differ = [what for what, value in conditions.items() if progress.conditions.get(what) != value]
+            if differ:
+                raise RecordError(f"it was begun with other {' and '.join(differ)}")
+            net.load_state_dict(state)
+        except RecordError as error:
+            tell(f"run {spec} was interrupted, and its checkpoint is of no use ({error}); it starts over")
+            self.checkpoint.delete()
+            return
+        self.history, self.momenta, self.seconds = progress.history, momenta, progress.seconds
+        self.resumed_after = [*progress.resumed_after, progress.epochs]
+
+    def after_epoch(self, until: float | None) -> None:
+        """Save if it is worth it.
+
+        Raises:
+            Paused: there is no time for another epoch before `until`.
+        """
+        now = time.perf_counter()
+        lasted, self._epoch_began = now - self._epoch_began, now
+        time_is_up = until is not None and time.time() + lasted > until
+        if time_is_up or (now - self._saved > SAVE_EVERY_S and not self._failed):
+            self._save()
+        if time_is_up:
+            raise Paused(f"run {self.spec} was stopped after epoch {len(self.history)} of {self.spec.recipe.epochs}")
+
+    def _save(self) -> None:
+        seconds = round(self.seconds + time.perf_counter() - self._began, 3)
+        progress = Progress(
+            conditions=self.conditions, history=self.history, seconds=seconds, resumed_after=self.resumed_after
+        )
+        try:
+            self.checkpoint.save(progress, self.net.state_dict(), self.momenta)
+        except OSError as error:
+            self._failed = True  # training goes on: the disk may have room again when the result is there
+            why = error.strerror or error
+            self.tell(f"run {self.spec} cannot be saved on the way ({why}); if it is killed, it starts over")
+        self._saved = time.perf_counter()
+
+
+def _conditions(where: torch.device, data: datasets.ImageData, parent: dict[str, str] | None) -> dict[str, Any]:
+    """What must be the same for two parts of a run to be as good as one."""
+    return {
+        "sources": code_version()["source"],
+        "version of torch": torch.__version__,
+        "device": device_name(where),
+        "data": data.checksum,
+        "parent weights": parent["sha256"] if parent else None,
+    }
+
+
+def device_name(where: torch.device) -> str:
+    """What a record says of the device."""
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 
 
 def pick_device(device: str) -> torch.device:
@@ -128,8 +244,20 @@ def _load(
     return datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
 
 
+def _preprocessed(spec: RunSpec, data: datasets.ImageData) -> datasets.ImageData:
+    """A network that others trained sees images as they showed them to it, and so do its descendants."""
+    if spec.origin is None:
+        return data
+    published = nets.PUBLISHED[spec.origin]
+    return replace(data, mean=torch.tensor(published.mean), std=torch.tensor(published.std))
+
+
 def _initial(spec: RunSpec, store: Store, data: datasets.ImageData) -> tuple[nn.Module, dict[str, str] | None]:
-    """The network that a run begins with, and which weights or masks it took from its parent."""
+    """The network that a run begins with, and which weights or masks it took, from whom."""
+    if spec.published is not None:
+        published = nets.PUBLISHED[spec.published]
+        taken_from = {"published": spec.published, "source": published.source, "url": published.url}
+        return nets.load_published(spec.published), taken_from | {"sha256": published.sha256}
     net: nn.Module = untrained(spec, len(data.classes))
     parent = spec.parent
     if parent is not None and spec.masks == "none" and not parent.linearized:
@@ -187,24 +315,36 @@ def run(
     if workers is not None and workers < 1:
         raise SpecError(f"workers is {workers}, expected at least 1")
     where = pick_device(device)
-    todo = _missing(specs, store, refresh)
+    todo = missing(specs, store, refresh)
     if todo:
         if workers is None:
-            few = where.type == "cpu" and sum(map(_seconds, todo.values())) < 6
+            few = where.type == "cpu" and sum(map(seconds, todo.values())) < 6
             workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
-        schedule = _Schedule(todo, progress)
-        job = {"folder": str(store.folder), "also": list(map(str, store.also)), "device": device, "refresh": refresh}
-        with schedule.bar:
-            if min(workers, len(todo)) == 1:
-                while (spec := schedule.next()) is not None:
-                    _handle({**job, "spec": spec.to_json()}, schedule.report)
-            else:
-                _in_processes(schedule, job, min(workers, len(todo)))
+        schedule = Schedule(todo, progress)
+        work(schedule, store, workers=workers, device=device, refresh=refresh)
         schedule.raise_failures()
     return store.frame(specs)
 
 
-def _missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
+def work(schedule: Schedule, store: Store, *, workers: int, device: str, refresh: bool = False) -> None:
+    """Compute what is in `schedule`, in this process (one worker) or in others, until nothing of it can be begun."""
+    job = {
+        "folder": str(store.folder),
+        "also": list(map(str, store.also)),
+        "device": device,
+        "refresh": refresh,
+        "until": schedule.until,
+    }
+    with schedule.bar:
+        if min(workers, schedule.total) == 1:
+            while (spec := schedule.next()) is not None or schedule.wait():
+                if spec is not None:
+                    _handle({**job, "spec": spec.to_json()}, schedule.report)
+        else:
+            _in_processes(schedule, job, min(workers, schedule.total))
+
+
+def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
     """What has to be computed: wanted runs without a usable record, and those parents of theirs that lack weights."""
     todo: dict[str, RunSpec] = {}
     waiting = [(spec, False) for spec in specs]
@@ -227,35 +367,57 @@ def _usable(spec: RunSpec, store: Store, refresh: bool, weights: bool = False) -
     return state == "done" or (state == "older code" and not refresh)
 
 
-def _seconds(spec: RunSpec) -> float:
+def seconds(spec: RunSpec) -> float:
     """Rough time of a run on one core, measured for small networks: to order runs by, never to promise."""
     images = spec.train or 50_000
     depth = int("".join(filter(str.isdigit, spec.net.removesuffix("v1"))))
-    return 9e-8 * spec.recipe.epochs * images * (spec.size or 32) ** 2 * depth * (spec.width + 0.5)
+    return 9e-8 * (spec.recipe.epochs or 0.2) * images * (spec.size or 32) ** 2 * depth * (spec.width + 0.5)
 
 
 _NO_PARENT = "its parent run failed"
 
 
-class _Schedule:
-    """Which run comes next, what has been reported, and the bar."""
+class Schedule:
+    """Which run comes next, what has been reported, and the bar.
 
-    def __init__(self, todo: Mapping[str, RunSpec], progress: bool) -> None:
+    Args:
+        todo: the runs by key, parents included.
+        progress: whether to show a bar.
+        worth: by key, the most urgent first; default: the longest chains of runs first.
+        until: no run is begun that would not finish an epoch before this time (`time.time()`), and all stop then; runs
+            that another process computes are left to it. None: no end.
+        pace: seconds on this device for one of `seconds`.
+        watch: gets each end of a run: "done", "paused" or "failed", the run, and a reason.
+    """
+
+    def __init__(
+        self,
+        todo: Mapping[str, RunSpec],
+        progress: bool,
+        *,
+        worth: Mapping[str, float] | None = None,
+        until: float | None = None,
+        pace: float = 1.0,
+        watch: Callable[[str, RunSpec, str], None] | None = None,
+    ) -> None:
+        self.until, self.pace, self.watch = until, pace, watch
+        self.held: dict[str, float] = {}
         self.waiting = dict(todo)
         self.unfinished = set(todo)
         self.failed: dict[str, tuple[RunSpec, str]] = {}
         self.total = len(todo)
         # A run is worth its own time and that of the longest chain of runs that wait for it.
-        worth = {key: _seconds(spec) for key, spec in todo.items()}
+        own = worth
+        worth = {key: seconds(spec) for key, spec in todo.items()}
         for spec in todo.values():
             behind = 0.0
             while spec.key() in todo:
-                behind += _seconds(spec)
+                behind += seconds(spec)
                 worth[spec.key()] = max(worth[spec.key()], behind)
                 if spec.parent is None:
                     break
                 spec = spec.parent
-        self.worth = worth
+        self.worth = worth if own is None else own
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
 
     def next(self) -> RunSpec | None:
@@ -266,8 +428,26 @@ class _Schedule:
                 self.fail(spec, _NO_PARENT)
                 del self.waiting[key]
                 return self.next()
-        ready = [k for k, s in self.waiting.items() if s.parent is None or s.parent.key() not in self.unfinished]
+        now = time.monotonic()
+        ready = [
+            key
+            for key, spec in self.waiting.items()
+            if (spec.parent is None or spec.parent.key() not in self.unfinished)
+            and self.held.get(key, 0) <= now
+            and self._in_time(spec)
+        ]
         return self.waiting.pop(max(ready, key=self.worth.__getitem__)) if ready else None
+
+    def _in_time(self, spec: RunSpec) -> bool:
+        epoch = self.pace * seconds(spec) / max(spec.recipe.epochs, 1)
+        return self.until is None or time.time() + epoch < self.until
+
+    def wait(self) -> bool:
+        """Wait a moment for runs that another process computes; False if there is nothing to wait for."""
+        if not any(self._in_time(self.waiting[key]) for key in self.held if key in self.waiting):
+            return False
+        time.sleep(0.2)
+        return True
 
     def report(self, message: dict[str, Any]) -> None:
         """Take in what a run reports: an epoch, a warning, its end, or its failure."""
@@ -276,14 +456,25 @@ class _Schedule:
             self.bar.update(1)
         elif message["event"] == "done":
             self.unfinished.discard(spec.key())
+            self._tell("done", spec)
             self.bar.set_postfix_str(f"{self.total - len(self.unfinished)} of {self.total} runs")
         elif message["event"] == "warning":
             warnings.warn(message["text"], RecordWarning, stacklevel=2)
+        elif message["event"] == "paused":
+            self._tell("paused", spec, message["reason"])
+        elif message["event"] == "busy":
+            self.waiting[spec.key()] = spec
+            self.held[spec.key()] = time.monotonic() + 1.0
         else:
             self.fail(spec, message["reason"])
 
+    def _tell(self, event: str, spec: RunSpec, reason: str = "") -> None:
+        if self.watch is not None:
+            self.watch(event, spec, reason)
+
     def fail(self, spec: RunSpec, reason: str) -> None:
         """Note a failure; runs that wait for this one fail with it."""
+        self._tell("failed", spec, reason)
         self.unfinished.discard(spec.key())
         self.failed[spec.key()] = (spec, reason)
 
@@ -300,7 +491,7 @@ class _Schedule:
             raise RunFailed(f"{told}{more} ({kept} of {self.total} missing runs were finished and are kept)")
 
 
-def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> None:
+def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int) -> None:
     """Hand out runs to worker processes until none is left that can be computed."""
     busy: dict[int, RunSpec] = {}
     with Pool(count, __name__, "_serve") as pool:
@@ -311,6 +502,8 @@ def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> No
                 busy[number] = spec
                 pool.give(number, {**job, "spec": spec.to_json()})
             if not busy:
+                if idle and schedule.wait():
+                    continue
                 break
             number, message = pool.events.get()
             if message is None:
@@ -321,10 +514,10 @@ def _in_processes(schedule: _Schedule, job: Mapping[str, Any], count: int) -> No
                     schedule.fail(busy.pop(number), f"its worker process ended with {how}; run it again")
                 continue
             schedule.report(message)
-            if message["event"] in ("done", "failed"):
+            if message["event"] in ("done", "failed", "paused", "busy"):
                 del busy[number]
                 idle.add(number)
-    for spec in schedule.waiting.values():
+    for spec in schedule.waiting.values() if schedule.until is None else ():
         schedule.fail(spec, "no worker process was left")
 
 
@@ -336,16 +529,28 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
     def say(event: str, **more: Any) -> None:
         report({"event": event, "spec": job["spec"], **more})
 
+    until = job.get("until")
     try:
-        with store.lock(spec):
+        with store.lock(spec, wait=until is None):
             # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
             if not _usable(spec, store, job["refresh"], weights=True):
                 damaged = store.state(spec) in ("damaged", "done")
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:
                     say("warning", text=f"run {spec} was damaged and is computed again; set aside as {names}")
-                compute(spec, store, device=job["device"], on_epoch=lambda row: say("epoch"))
+                compute(
+                    spec,
+                    store,
+                    device=job["device"],
+                    on_epoch=lambda row: say("epoch"),
+                    tell=lambda text: say("warning", text=text),
+                    until=until,
+                )
         say("done")
+    except Paused as error:
+        say("paused", reason=str(error))
+    except Busy:
+        say("busy")
     except NladvError as error:
         say("failed", reason=str(error))
     except BrokenPipeError:

@@ -11,7 +11,7 @@ import torch
 
 from nladv_core import datasets, nets, training, values
 from nladv_core.errors import SpecError
-from nladv_core.recipes import Recipe
+from nladv_core.recipes import UNTRAINED, Recipe
 
 GRANULARITIES = ("channel", "layer", "pixel")
 MASKS = ("none", "exact", "layer", "global")
@@ -30,6 +30,8 @@ class RunSpec:
         seed: of weights, shuffles, flips and mask permutations; >= 0.
         parent: the run whose final weights this one starts from; with `masks` other than "none", the linearized run
             whose masks it takes instead, on new weights (paper §4.1.1).
+        published: a network that others trained (a key of `nets.PUBLISHED`), taken as it is, to be a parent: `recipe`
+            is `recipes.UNTRAINED`. It and all that descend from it see images preprocessed as it was trained.
         omega: strength of the regularizer, >= 0.
         start: epoch of this run (from 0) at which slopes are switched on.
         goal: share of units to make inactive, in (0, 1), or None for no goal.
@@ -55,6 +57,7 @@ class RunSpec:
     residual: bool = True
     shortcut: str = "A"
     parent: RunSpec | None = None
+    published: str | None = None
     omega: float = 0.0
     start: int = 0
     goal: float | None = None
@@ -85,9 +88,31 @@ class RunSpec:
                     object.__setattr__(self, name, usual)
         elif self.size == 32:
             object.__setattr__(self, "size", None)
+        self._check_published()
         self._check_ranges()
         self._check_effect()
         self._check_parent()
+
+    def _check_published(self) -> None:
+        if self.published is None:
+            if self.recipe == UNTRAINED:
+                raise SpecError("run: its recipe trains nothing, which only a published network may do; give epochs")
+            return
+        if self.published not in nets.PUBLISHED:
+            raise SpecError(
+                f"run: no published weights are named {self.published!r}, expected one of {', '.join(nets.PUBLISHED)}"
+                f"{values.nearest(self.published, nets.PUBLISHED)}"
+            )
+        found = nets.PUBLISHED[self.published]
+        fixed = {"data": found.data, "net": found.net, "width": 1.0, "residual": True, "shortcut": "A"}
+        fixed |= {"recipe": UNTRAINED, "parent": None, "seed": 0, "omega": 0.0, "masks": "none", "start": 0}
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                meant = "one that trains nothing (recipes.UNTRAINED)" if name == "recipe" else repr(value)
+                raise SpecError(
+                    f"run: {name} is {getattr(self, name)!r}, but the published network {self.published} is taken as "
+                    f"it is, expected {meant}; to train it further, make it the parent of a run"
+                )
 
     def _check_ranges(self) -> None:
         if self.omega < 0:
@@ -101,7 +126,7 @@ class RunSpec:
             raise SpecError(f"run: p is {self.p:g} and margin {self.margin:g}, expected p > 0 and margin in (0, 1)")
         if self.seed < 0:
             raise SpecError(f"run: seed is {self.seed}, expected at least 0")
-        if not 0 <= self.start < self.recipe.epochs:
+        if self.published is None and not 0 <= self.start < self.recipe.epochs:
             raise SpecError(f"run: start is {self.start}, expected an epoch of it: 0 to {self.recipe.epochs - 1}")
         if self.data == "digits":
             sides_and_counts = (8 <= (self.size or 0) <= 128, (self.train or 0) > 0, (self.test or 0) > 0)
@@ -145,11 +170,21 @@ class RunSpec:
                     f"run: {name} is {getattr(self, name)!r} but its parent's is {getattr(parent, name)!r}; "
                     "they must agree"
                 )
+        if self.origin is not None and self.data != parent.data:
+            raise SpecError(
+                f"run: data is {self.data!r}, but it descends from {self.origin}, which was trained on "
+                f"{parent.data!r}; they must agree"
+            )
 
     @property
     def linearized(self) -> bool:
         """Whether the network has slopes: it starts from a parent, is regularised, or takes over masks."""
         return self.parent is not None or self.omega > 0 or self.masks != "none"
+
+    @property
+    def origin(self) -> str | None:
+        """The published network that this run descends from, by way of weights or only of masks; None: none."""
+        return self.parent.origin if self.parent is not None else self.published
 
     def key(self) -> str:
         """12 hex digits of the SHA-256 of the fields that differ from their defaults, the parent by its key."""
@@ -172,7 +207,8 @@ class RunSpec:
         return values.build(cls, found, "run")
 
     def __str__(self) -> str:
-        what = f"{self.net} on {self.data}, seed {self.seed}"
+        what = f"{self.published or self.net} on {self.data}"
+        what += f", seed {self.seed}" if self.published is None else ", as published"
         if self.linearized:
             what += f", {self.granularity}-wise, omega {self.omega:g}"
         return f"{self.key()} ({what})"

@@ -12,7 +12,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from nladv_core import nets, places, training
-from nladv_core.errors import RecordError, SpecError
+from nladv_core.checkpoints import Checkpoint, write
+from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import Masks, linearize, masks
 from nladv_core.specs import RunSpec
 
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # The modules whose code decides a result: a record keeps a digest of them.
-_DECIDING = ("tracing", "linearize", "path_rules", "paths", "nets", "datasets", "training", "runs")
+_DECIDING = ("tracing", "linearize", "path_rules", "paths", "nets", "datasets", "downloads", "training", "runs")
 
 
 class RecordWarning(UserWarning):
     """A stored file was found damaged and left out or set aside."""
+
+
+class Busy(NladvError):
+    """Another process computes this run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +51,17 @@ class Record:
         metrics: after the final epoch: test_accuracy, train_accuracy, train_loss, active_fraction, napl, apl, enw.
         history: one row per epoch, as `training.fit` yields them; `active` follows the order of `units`.
         units: name, channels and active channels of each unit group after the final epoch.
-        wall_s: seconds from data to metrics.
+        wall_s: seconds from data to metrics, without those lost with an interruption.
         device, torch, python: where it ran.
         code: package version, git commit (or null) and a digest of the source files that decide a result.
-        data: checksum, description, number of classes, and whether the whole official set was used.
-        parent: null, or the parent's key and the SHA-256 of the weights that were taken from it.
+        data: checksum, description, number of classes, whether the whole official set was used, shape of an image, and
+            mean and std that images (/ 255) were normalized with.
+        parent: null, or the parent's key and the SHA-256 of the weights or masks that were taken from it; for published
+            weights their name, source, URL and SHA-256.
         files: file name and SHA-256 of weights and masks.
         created: UTC time, ISO 8601.
+        execution: what does not decide the result, empty in older records: `resumed_after`, the epochs after which the
+            run was interrupted and taken up again.
     """
 
     key: str
@@ -69,6 +78,7 @@ class Record:
     parent: dict[str, str] | None
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     created: str = ""
+    execution: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, spec included in its short form."""
@@ -88,9 +98,18 @@ class Record:
             raise RecordError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
         except ValueError:
             raise RecordError(f"{path}: found something that is not JSON, expected a run record; {remedy}") from None
-        if not isinstance(found, dict) or found.keys() != set(cls.__dataclass_fields__):
+        if not isinstance(found, dict) or {"execution", *found} != set(cls.__dataclass_fields__):
             raise RecordError(f"{path}: found JSON without the fields of a run record; {remedy}")
-        kinds = {"metrics": dict, "history": list, "units": list, "code": dict, "data": dict, "files": dict}
+        kinds = {
+            "metrics": dict,
+            "history": list,
+            "units": list,
+            "code": dict,
+            "data": dict,
+            "files": dict,
+            "execution": dict,
+        }
+        found.setdefault("execution", {})
         wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
         if wrong:
             raise RecordError(f"{path}: its {wrong[0]} is not a {kinds[wrong[0]].__name__}; {remedy}")
@@ -167,6 +186,15 @@ class Store:
             if path.is_file():
                 return path
         return None
+
+    def has(self, key: str) -> bool:
+        """Whether there is a record, be it damaged."""
+        return self._find(key) is not None
+
+    def committed(self, key: str) -> bool:
+        """Whether the record that is used lies beside the live folder."""
+        path = self._find(key)
+        return path is not None and path.parent != self.folder
 
     def keys(self) -> Iterator[str]:
         """Keys of all records, damaged ones included, each once."""
@@ -261,7 +289,7 @@ class Store:
                 f"{where}: its checksum is not the record's: damaged or replaced; delete it and {path.name}, then "
                 "`nladv run` computes them again"
             )
-        return load(content)
+        return dict(sorted(load(content).items()))  # safetensors gives them in an order that differs from call to call
 
     def weights(self, run: RunSpec | str) -> dict[str, Tensor]:
         """Final weights, slopes and masks as a state dict on the CPU; checksum verified.
@@ -295,13 +323,30 @@ class Store:
 
     # -- writing
 
-    def lock(self, run: RunSpec) -> AbstractContextManager[Any]:
-        """Held while a run is computed, so that no two processes train it at once; a dead holder lets go."""
-        from filelock import FileLock
+    def checkpoint(self, run: RunSpec | str) -> Checkpoint:
+        """What is kept of a run under way (there may be nothing)."""
+        return Checkpoint(self.folder, run if isinstance(run, str) else run.key())
+
+    @contextmanager
+    def lock(self, run: RunSpec, *, wait: bool = True) -> Iterator[None]:
+        """Held while a run is computed, so that no two processes train it at once; a dead holder lets go.
+
+        Raises:
+            Busy: another process holds it, and `wait` is False.
+        """
+        from filelock import FileLock, Timeout
 
         folder = self.folder / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{run.key()}.lock")
+        lock = FileLock(folder / f"{run.key()}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise Busy(f"run {run} is being computed by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def save(self, record: Record, net: nn.Module) -> Record:
         """Write weights, masks and, last, the record: complete files or none; returns it with its files named."""
@@ -316,13 +361,20 @@ class Store:
             active = {name: mask.cpu().contiguous() for name, mask in masks(net).items()}
             contents["masks"] = save(active, {"content": "nladv masks, True = active"})
         files = {}
-        for what, content in contents.items():
-            name = f"{record.key}.{what}.safetensors"
-            _write(self.folder / name, content)
-            files[what] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
-        record = Record(**(record.__dict__ | {"files": files}))
-        text = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
-        _write(self.folder / f"{record.key}.json", text.encode())
+        try:
+            for what, content in contents.items():
+                name = f"{record.key}.{what}.safetensors"
+                write(self.folder / name, content)
+                files[what] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
+            record = Record(**(record.__dict__ | {"files": files}))
+            text = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
+            write(self.folder / f"{record.key}.json", text.encode())
+        except OSError as error:
+            raise RecordError(
+                f"{self.folder}: the result cannot be written ({error.strerror or error}); make room there, or name "
+                "another folder by NLADV_STORE"
+            ) from None
+        self.checkpoint(record.key).delete()
         return record
 
     def set_aside(self, run: RunSpec) -> list[Path]:
@@ -341,12 +393,3 @@ def _inside(name: str) -> str:
     if Path(name).name != name or name in ("", ".", ".."):
         raise RecordError(f"a record names the file {name!r}, expected a plain name; delete the record")
     return name
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

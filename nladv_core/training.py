@@ -61,6 +61,8 @@ def fit(
     margin: float = 0.01,
     precision: str = "float32",
     device: str | torch.device = "cpu",
+    first: int = 0,
+    momenta: dict[str, Tensor] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `net` in place on `device`; one row per finished epoch.
 
@@ -81,6 +83,9 @@ def fit(
             omega (the paper advises against it).
         margin: distance from 1 below which a unit counts as linear.
         precision: "float32", or "bfloat16" by autocast.
+        first: the epoch (from 0) to begin with. With the state dict that `net` had after the epochs before it and their
+            `momenta`, the rest is the same to the bit, on the same device and versions.
+        momenta: SGD's momentum by parameter name, read at the beginning; brought up to date before each row.
 
     Yields:
         `epoch` (from 1: epochs finished), `lr`, `omega` (in force at the epoch's last step), `train_loss` (mean cross
@@ -104,12 +109,15 @@ def fit(
         raise SpecError("pull_back acts after a goal share is reached; give a goal too")
     if not 0 <= start < recipe.epochs:
         raise SpecError(f"start is {start}, expected an epoch of the run: 0 to {recipe.epochs - 1}")
+    if not 0 <= first <= recipe.epochs:
+        raise SpecError(f"first is {first}, expected an epoch of the run or its end: 0 to {recipe.epochs}")
     if precision not in PRECISIONS:
         raise SpecError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     if recipe.optimizer != "sgd" or recipe.accumulate != 1 or recipe.warmup_steps:
         raise SpecError("this recipe is for text (Adam, warm-up, accumulated batches); images train with plain SGD")
+    device, momenta = torch.device(device), {} if momenta is None else momenta
     return _epochs(
-        net, data, recipe, seed, omega, p, goal, start, pull_back, margin, precision, torch.device(device), groups
+        net, data, recipe, seed, omega, p, goal, start, pull_back, margin, precision, device, groups, first, momenta
     )
 
 
@@ -127,18 +135,23 @@ def _epochs(
     precision: str,
     device: torch.device,
     slopes: list[tuple[str, ChannelPReLU]],
+    first: int,
+    momenta: dict[str, Tensor],
 ) -> Iterator[dict[str, Any]]:
-    net.to(device)
+    net.to(device).eval()
     if device.type == "cpu":
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster
     data = data.to(device)
     groups = parameter_groups(net, recipe.weight_decay)
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    for name, parameter in net.named_parameters():
+        if name in momenta:  # in the memory layout of the parameter, as the optimizer would have made it
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
     controller = GoalController(net, goal, omega, margin=margin) if goal is not None else None
     constant, nothing = torch.tensor(omega, device=device), torch.zeros((), device=device)
     count = len(data.train_labels)
 
-    for epoch in range(recipe.epochs):
+    for epoch in range(first, recipe.epochs):
         switched_on = epoch >= start
         for _, unit in slopes:
             unit.slope.requires_grad_(switched_on)
@@ -183,6 +196,8 @@ def _epochs(
                 f"{recipe.epochs}; the likely cause is a step that is too large: lower lr (now {recipe.lr_at(epoch):g})"
                 + (f" or omega (now {omega:g})" if omega > 0 else "")
             )
+        buffers = {name: optimizer.state[weight].get("momentum_buffer") for name, weight in net.named_parameters()}
+        momenta |= {name: buffer for name, buffer in buffers.items() if buffer is not None}
         yield {
             "epoch": epoch + 1,
             "lr": recipe.lr_at(epoch),
@@ -193,6 +208,36 @@ def _epochs(
             "active_fraction": active_fraction(net) if slopes else 1.0,
             "active": [float(active) for active, _ in active_counts(net).values()] if slopes else [],
         }
+
+
+def untrained_row(
+    net: nn.Module, data: datasets.ImageData, *, device: str | torch.device = "cpu", precision: str = "float32"
+) -> dict[str, Any]:
+    """The row of epoch 0, for a network that is taken as it is; `net` is left in eval mode on `device`.
+
+    `train_loss` and `train_accuracy` are over the first 10,000 training images, unmirrored.
+    """
+    device = torch.device(device)
+    net.to(device).eval()
+    data = data.to(device)
+    images, labels = data.train_images[:10_000], data.train_labels[:10_000]
+    loss = torch.zeros((), device=device, dtype=torch.float64)
+    right = torch.zeros((), device=device, dtype=torch.int64)
+    with torch.no_grad(), _autocast(precision, device):
+        for batch, truth in zip(images.split(1000), labels.split(1000), strict=True):
+            logits = net(datasets.normalize(batch, data.mean, data.std)).float()
+            loss += cross_entropy(logits, truth, reduction="sum")
+            right += (logits.argmax(1) == truth).sum()
+    return {
+        "epoch": 0,
+        "lr": 0.0,
+        "omega": 0.0,
+        "train_loss": float(loss) / len(labels),
+        "train_accuracy": float(right) / len(labels),
+        "test_accuracy": accuracy(net, data, device=device, precision=precision),
+        "active_fraction": 1.0,
+        "active": [],
+    }
 
 
 def accuracy(

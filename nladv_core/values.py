@@ -118,7 +118,10 @@ def build(cls: type, found: Any, what: str = "") -> Any:
         if name not in known:
             raise SpecError(f"{what}: unknown field {name!r}{nearest(name, known)}")
         inner = next((t for t in (known[name], *get_args(known[name])) if is_dataclass(t)), None)
-        values[name] = build(inner, value, name) if isinstance(inner, type) and value is not None else value
+        if isinstance(inner, type) and get_origin(known[name]) is tuple and isinstance(value, list):
+            values[name] = tuple(build(inner, item, name) for item in value)
+        else:
+            values[name] = build(inner, value, name) if isinstance(inner, type) and value is not None else value
     lacking = [f.name for f in fields(cls) if f.name not in values and f.default is f.default_factory is MISSING]
     if lacking:
         raise SpecError(f"{what}: {', '.join(lacking)} missing; add {'it' if len(lacking) == 1 else 'them'}")

@@ -94,6 +94,35 @@ BUGS = [
         'if scope == "none":',
         "test_linearize.py",
     ),
+    (
+        "reduced runs are judged",
+        "claims.py",
+        'records(results / "paper")',
+        'records(results / "reduced")',
+        "test_claims.py",
+    ),
+    ("best part wins", "claims.py", "return min((outcome.verdict", "return max((outcome.verdict", "test_claims.py"),
+    (
+        "page of other records",
+        "pages.py",
+        "judged = claims.judge(results=results)",
+        "judged = claims.judge()",
+        "test_pages.py",
+    ),
+    ("page without the last column", "pages.py", "for cell in line) +", "for cell in line[:3]) +", "test_pages.py"),
+    ("two seeds are judged", "claims.py", "SEEDS = 3 ", "SEEDS = 2 ", "test_claims.py"),
+    ("tolerance without edge", "claims.py", "part.tolerance + 1e-9:", "part.tolerance - 1e-9:", "test_claims.py"),
+    ("extrapolated", "claims.py", "if min(low, high) < at < max(low, high)", "if low != high", "test_claims.py"),
+    ("direction ignored", "claims.py", 'part.direction in (side, "any")', "part.direction", "test_claims.py"),
+    (
+        "another recipe counts",
+        "claims.py",
+        "omega=1.0, parent=replace(spec.parent, seed=0)) != template",
+        "omega=1.0, recipe=template.recipe, parent=replace(spec.parent, seed=0)) != template",
+        "test_claims.py",
+    ),
+    ("bound is enough", "claims.py", "over.low > part.at_least", "over.low >= part.at_least", "test_claims.py"),
+    ("wide interval reproduces", "claims.py", "<= 2 * part.tolerance", "<= 9 * part.tolerance", "test_claims.py"),
 ]
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from nladv_core import book
+from nladv_core import book, claims
 from nladv_core.errors import SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -187,6 +187,21 @@ def test_no_file_of_the_book_loads_from_outside(html: Path) -> None:
     loads = re.compile(r"<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=[\"'](?:https?:)?//[^\"']+")
     for page in html.rglob("*.html"):
         assert not loads.findall(page.read_text()), page.name
+
+
+def test_scoreboard_shows_the_verdicts_of_today(visit) -> None:
+    rows = visit("book/index.html").page.locator("article table:has(th:has-text('verdict')) tbody tr")
+    shown = [row.locator("td").all_inner_texts() for row in rows.all()]
+    judged = claims.judge()
+    assert [(cells[0], cells[2]) for cells in shown] == [(one.claim.id, one.verdict) for one in judged]
+    assert {one.verdict for one in judged} > {"reproduced"}
+
+
+def test_reference_has_an_entry_to_link_to(visit) -> None:
+    page = visit("book/api.html").page
+    entry = page.locator("dt[id='nladv_core.paths.path_length']")
+    assert "normalized=True" in entry.inner_text()
+    assert "UnsupportedNetwork" in entry.locator("xpath=following-sibling::dd").inner_text()
 
 
 def test_links_inside_the_book_lead_somewhere(html: Path) -> None:

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import nladv_core
-from nladv_core import book
+from nladv_core import book, cli
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -110,6 +110,8 @@ def test_commands_of_the_readme_exist() -> None:
             assert set(words[4::3]) <= set(book.parameters(ROOT / words[1]))
         elif words[:2] == ["nladv", "chapter"]:
             assert set(words[4::3]) <= set(book.parameters(ROOT / "book" / f"{words[2]}.ipynb"))
+        elif words[0] == "nladv":
+            cli._parser().parse_args(words[1:])  # exits on what the command does not know
         else:
             assert words == [".", ".venv/bin/activate"]
 

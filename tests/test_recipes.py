@@ -3,7 +3,7 @@
 import pytest
 
 from nladv_core.errors import SpecError
-from nladv_core.recipes import RECIPES, Recipe
+from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
 
 # epochs, lr, batch, weight decay, {epoch: learning rate there}
 PRINTED = {
@@ -64,6 +64,15 @@ def test_a_value_out_of_range_is_refused_by_name(change: dict[str, object], told
     with pytest.raises(SpecError, match=".*") as refusal:
         Recipe(**{"epochs": 10, "lr": 0.1, "batch": 8} | change)  # type: ignore[arg-type]
     assert told in str(refusal.value)
+
+
+def test_only_the_recipe_of_what_is_not_trained_has_no_epochs() -> None:
+    assert (UNTRAINED.epochs, UNTRAINED.lr, UNTRAINED.batch) == (0, 0, 0)
+    for change in ({"lr": 0.1}, {"batch": 8}, {"epochs": 1}):
+        with pytest.raises(SpecError, match="is 0"):
+            Recipe(**{"epochs": 0, "lr": 0, "batch": 0} | change)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="leave everything else out"):
+        Recipe(epochs=0, lr=0, batch=0, flip=False)
 
 
 def test_a_shortened_recipe_keeps_the_proportions() -> None:

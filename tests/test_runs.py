@@ -20,7 +20,7 @@ from nladv_core import runs, store, training
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.linearize import active_counts
 from nladv_core.paths import path_length
-from nladv_core.recipes import RECIPES, Recipe
+from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
 from nladv_core.runs import Record, RecordWarning, RunFailed, RunSpec, Store, run
 
 RECIPE = Recipe(epochs=2, lr=0.05, batch=32, flip=False)
@@ -111,6 +111,14 @@ CHANGES: list[dict[str, Any]] = [
     {"parent": CHILD},
     {"parent": CHILD, "masks": "exact"},
     {"parent": CHILD, "masks": "layer"},
+    {
+        **dict.fromkeys(("size", "train", "test")),
+        "data": "cifar10",
+        "net": "resnet20v1",
+        "width": 1,
+        "recipe": UNTRAINED,
+        "published": "akamaster/resnet20",
+    },
 ]
 
 
@@ -118,7 +126,7 @@ def test_every_field_is_part_of_the_key_and_survives_json() -> None:
     specs = [PARENT, *(small(**change) for change in CHANGES)]
     assert len({spec.key() for spec in specs}) == len(specs)
     named = {name for change in CHANGES for name in change}
-    assert named == set(RunSpec.__dataclass_fields__) - {"data"}
+    assert named == set(RunSpec.__dataclass_fields__)
     for spec in specs:
         again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
         assert again == spec and again.key() == spec.key()
@@ -151,6 +159,7 @@ def test_every_field_is_part_of_the_key_and_survives_json() -> None:
         ({"data": "cifar10"}, "leave size and difficulty out"),
         ({"size": 4}, "8 to 128 pixels"),
         ({"recipe": {"epochs": 2}}, "expected a Recipe"),
+        ({"recipe": UNTRAINED}, "only a published network may do"),
     ],
 )
 def test_a_wrong_value_is_told_in_one_sentence(change: dict[str, Any], told: str) -> None:
@@ -252,8 +261,8 @@ def test_other_sources_make_a_run_stale_only_where_that_is_asked(
     now = store.code_version()
     monkeypatch.setattr(store, "code_version", lambda: {**now, "source": "another"})
     assert copied.state(CHILD) == "older code"
-    assert not runs._missing([CHILD], copied, refresh=False)
-    assert set(runs._missing([CHILD], copied, refresh=True)) == {CHILD.key(), PARENT.key()}
+    assert not runs.missing([CHILD], copied, refresh=False)
+    assert set(runs.missing([CHILD], copied, refresh=True)) == {CHILD.key(), PARENT.key()}
     beside = Store(copied.folder.parent / "live", also=[copied.folder])
     assert beside.state(CHILD) == "done", "what is committed never goes stale"
 
@@ -275,7 +284,7 @@ def test_records_beside_the_live_folder_are_read_and_never_written(copied: Store
 def test_a_parent_whose_committed_record_lacks_weights_is_trained_again(copied: Store, tmp_path: Path) -> None:
     (copied.folder / f"{PARENT.key()}.weights.safetensors").unlink()
     live = Store(tmp_path / "live", also=[copied.folder])
-    assert set(runs._missing([PARENT, replace(CHILD, omega=3.0)], live, False)) == {
+    assert set(runs.missing([PARENT, replace(CHILD, omega=3.0)], live, False)) == {
         PARENT.key(),
         replace(CHILD, omega=3.0).key(),
     }
@@ -320,7 +329,7 @@ def test_damaged_weights_are_noticed_by_their_checksum(copied: Store) -> None:
     path.write_bytes(content)
     with pytest.raises(RecordError, match="checksum"):
         copied.network(PARENT)
-    assert set(runs._missing([replace(CHILD, omega=9.0)], copied, False)) == {
+    assert set(runs.missing([replace(CHILD, omega=9.0)], copied, False)) == {
         PARENT.key(),
         replace(CHILD, omega=9.0).key(),
     }
@@ -368,6 +377,22 @@ def test_workers_and_this_process_compute_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(mask, exact[name]) for name, mask in here.masks(CHILD).items())
     layer = here.masks(specs[2])
     assert {n: int(m.sum()) for n, m in layer.items()} == {n: int(m.sum()) for n, m in exact.items()}
+
+
+def test_masks_come_in_one_order_so_that_their_permutation_is_that_of_the_seed(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors returns tensors in an order that changes from call to call."""
+    import safetensors.torch
+
+    real = safetensors.torch.load
+    orders = []
+    for backwards in (False, True):
+        monkeypatch.setattr(
+            safetensors.torch, "load", lambda data, back=backwards: dict(sorted(real(data).items(), reverse=back))
+        )
+        orders.append(list(filled.masks(CHILD)))
+    assert orders[0] == orders[1] and len(orders[0]) == 7
 
 
 def test_a_later_linearization_goes_on_from_masks_and_weights_of_the_first(filled: Store, tmp_path: Path) -> None:

@@ -1,0 +1,242 @@
+"""Work through the missing runs of a tier for as long as there is time, and say why a stored run is used or not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from nladv_core import experiments, runs
+from nladv_core.errors import RecordError, SpecError
+from nladv_core.specs import RunSpec
+from nladv_core.store import Store, code_version
+
+# Chapters whose runs are worth most to the claims come first; the others follow in their order.
+FIRST = ("06_accuracy_and_depth",)
+# What one run needs of a GPU's memory at most, in bytes: ResNet-56, batch 256, the data set, CUDA itself.
+_GPU_BYTES = 6 * 2**30
+# Before anything was measured on a device: seconds for one of `runs.seconds`.
+_PACE = {"cpu": 1.0, "cuda": 0.05}
+
+
+def wanted(tier: str) -> list[RunSpec]:
+    """All runs of a tier, each once, the most urgent first: by seed, then chapter, then place in the chapter.
+
+    So that there is soon a whole curve of one seed, rather than one strength of all seeds.
+
+    Raises:
+        SpecError: an unknown tier.
+    """
+    order = sorted(experiments.CHAPTERS, key=lambda name: (name not in FIRST, name))
+    specs = [spec for name in order for spec in experiments.chapter(name, {"tier": tier, "device": "cpu"}).specs()]
+    return sorted(dict.fromkeys(specs), key=lambda spec: spec.seed)
+
+
+def campaign(
+    tier: str,
+    *,
+    minutes: float,
+    store: Store | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], Any] = print,
+) -> bool:
+    """Compute missing runs of a tier until `minutes` are over; returns whether nothing is left.
+
+    Several run at once: one per core, or as many as the GPU's memory bears. What is under way when the time is up is
+    saved and goes on next time; so does nearly all of what is under way when the process is killed. Several campaigns
+    may work on one store: none does what another is doing.
+
+    Args:
+        tier: "smoke", "quick", "reduced" or "paper".
+        minutes: > 0.
+        workers: runs at once; default: what the device bears.
+        dry_run: only say what would be done.
+        say: gets each line of the report.
+
+    Raises:
+        SpecError: an unknown tier or device, or a number out of range.
+        RunFailed: runs that failed; all others that there was time for were worked on.
+    """
+    until = time.time() + 60 * minutes
+    if not 0 < minutes < 1e6:
+        raise SpecError(f"minutes is {minutes:g}, expected more than 0 (and less than a million)")
+    if workers is not None and workers < 1:
+        raise SpecError(f"workers is {workers}, expected at least 1")
+    store = store or Store()
+    where = runs.pick_device(device)
+    specs = wanted(tier)
+    todo = runs.missing(specs, store, refresh=False)
+    count = workers or _bearable(where)
+    pace = _pace(store, where)
+
+    def left() -> str:
+        waiting = runs.missing(specs, store, refresh=False)
+        under_way = sum(_epochs_saved(store, spec) > 0 for spec in waiting.values())
+        work = pace * sum(_seconds_left(store, spec) for spec in waiting.values())
+        return (
+            f"{len(waiting)} of {len({*todo, *(spec.key() for spec in specs)})} runs left, {under_way} of them begun, "
+            f"about {_duration(work / max(1, min(count, len(waiting))))} with {count} at once"
+        )
+
+    say(f"{tier} on {runs.device_name(where)}, {minutes:g} minutes, {store.folder}: {left()}")
+    worth = _worth(todo, specs)
+    if dry_run:
+        for key in sorted(todo, key=worth.__getitem__, reverse=True):
+            saved = _epochs_saved(store, todo[key])
+            begun = f", {saved} epochs done" if saved else ""
+            say(f"would compute {todo[key]}: {todo[key].recipe.epochs} epochs{begun}")
+        return not todo
+    if not todo:
+        return True
+
+    def watch(event: str, spec: RunSpec, reason: str) -> None:
+        say(f"{event} {reason or spec}" if event == "failed" else reason or f"{event} {spec}")
+
+    schedule = runs.Schedule(todo, progress=True, worth=worth, until=until, pace=pace, watch=watch)
+    runs.work(schedule, store, workers=count, device=device)
+    say(left())
+    schedule.raise_failures()
+    return not runs.missing(specs, store, refresh=False)
+
+
+def _worth(todo: dict[str, RunSpec], specs: list[RunSpec]) -> dict[str, float]:
+    """By key; a parent is worth as much as the most urgent run that waits for it."""
+    worth = dict.fromkeys(todo, float("-inf"))
+    for rank, spec in enumerate(specs):
+        ancestor: RunSpec | None = spec
+        while ancestor is not None:
+            if ancestor.key() in worth:
+                worth[ancestor.key()] = max(worth[ancestor.key()], -float(rank))
+            ancestor = ancestor.parent
+    return worth
+
+
+def _bearable(where: torch.device) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if where.type != "cuda":
+        return cores
+    free, _ = torch.cuda.mem_get_info(where)
+    return max(1, min(cores, free // _GPU_BYTES))
+
+
+def _pace(store: Store, where: torch.device) -> float:
+    """Seconds on this device for one of `runs.seconds`, from the runs that it has done."""
+    device = runs.device_name(where)
+    done = [record for record in store.records() if record.device == device]
+    expected = sum(runs.seconds(record.spec) for record in done)
+    return sum(record.wall_s for record in done) / expected if expected else _PACE.get(where.type, 1.0)
+
+
+def _epochs_saved(store: Store, spec: RunSpec) -> int:
+    try:
+        progress = store.checkpoint(spec).progress()
+    except RecordError:
+        return 0
+    return 0 if progress is None else progress.epochs
+
+
+def _seconds_left(store: Store, spec: RunSpec) -> float:
+    return runs.seconds(spec) * (1 - _epochs_saved(store, spec) / max(1, spec.recipe.epochs))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ------------------------------------------------------------------------------------------------------------- why
+
+
+def why(prefix: str, store: Store | None = None) -> str:
+    """Why a stored run is used or not, and what it would take to compute it: a few lines.
+
+    Args:
+        prefix: a key, or as much of one as names one run: stored, under way, or wanted by a chapter at any tier.
+
+    Raises:
+        SpecError: no run or more than one has a key that begins like this.
+    """
+    store = store or Store()
+    users = _users()
+    found = {key: spec for key, (spec, _) in users.items()} | dict.fromkeys(set(store.keys()) - users.keys())
+    keys = sorted(key for key in found if key.startswith(prefix)) if prefix else []
+    if not keys:
+        raise SpecError(f"no run has a key that begins with {prefix!r}, neither stored nor wanted by a chapter")
+    if len(keys) > 1:
+        raise SpecError(f"{len(keys)} runs have keys that begin with {prefix!r}: {', '.join(keys[:4])}...; give more")
+    key = keys[0]
+    spec, chapters = users.get(key, (None, []))
+    lines = _state(store, key, spec)
+    if spec is None and store.has(key):
+        with contextlib.suppress(RecordError):  # told among the lines already
+            spec = store.record(key).spec
+    lines.insert(0, f"{spec or key}")
+    lines.append(f"wanted by: {', '.join(chapters) or 'no chapter'}")
+    if spec is not None and spec.parent is not None:
+        lines.append(f"parent: {spec.parent}: {_parent_state(store, spec.parent)}")
+    return "\n".join(lines)
+
+
+def _users() -> dict[str, tuple[RunSpec, list[str]]]:
+    """Every run that a chapter wants, parents included, and which chapters at which tiers."""
+    users: dict[str, tuple[RunSpec, list[str]]] = {}
+    for tier in experiments.TIERS:
+        for name in experiments.CHAPTERS:
+            waiting = experiments.chapter(name, {"tier": tier, "device": "cpu"}).specs()
+            while waiting:
+                spec = waiting.pop()
+                _, names = users.setdefault(spec.key(), (spec, []))
+                if f"{name} ({tier})" not in names:
+                    names.append(f"{name} ({tier})")
+                if spec.parent is not None:
+                    waiting.append(spec.parent)
+    return users
+
+
+def _state(store: Store, key: str, spec: RunSpec | None) -> list[str]:
+    if not store.has(key):
+        lines = [f"missing: there is no record in {store.folder}" + (" or beside it" if store.also else "")]
+        try:
+            progress = store.checkpoint(key).progress()
+        except RecordError as error:
+            return [*lines, f"its checkpoint is damaged ({error}): computed from the start"]
+        if progress is not None and spec is not None:
+            return [*lines, f"begun: goes on after epoch {progress.epochs} of {spec.recipe.epochs}"]
+        return [*lines, "not begun" + (f": {spec.recipe.epochs} epochs to compute" if spec is not None else "")]
+    try:
+        record = store.record(key)
+        if "weights" in record.files and not store.committed(key):
+            store.weights(key)
+    except RecordError as error:
+        return [f"damaged: {error}", "set aside and computed again when it is next needed"]
+    made = (
+        f"computed {record.created} on {record.device} with torch {record.torch}, code version "
+        f"{record.code.get('version')}, sources {record.code.get('source')}"
+    )
+    if store.committed(key):
+        return [f"done, as a committed record: {made}", "used wherever it is wanted; it never goes stale"]
+    today = code_version()
+    if record.code.get("source") == today["source"]:
+        return [f"done: {made}, which are today's", "used wherever it is wanted"]
+    return [
+        f"older code: {made}; today's are version {today['version']}, sources {today['source']}",
+        "used at reduced and paper; computed again by chapters at smoke and quick",
+    ]
+
+
+def _parent_state(store: Store, parent: RunSpec) -> str:
+    state = store.state(parent)
+    if state == "missing":
+        return "missing, computed first"
+    try:
+        store.weights(parent)
+    except RecordError:
+        return "its weights are missing or damaged, computed first where they are needed"
+    return f"{state}, its weights are there"

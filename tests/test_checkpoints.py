@@ -1,0 +1,244 @@
+"""Interrupted runs: they go on from the last saved epoch and end with the same bits, or say why they start over."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nladv_core import checkpoints, runs, training
+from nladv_core.errors import RecordError, SpecError
+from nladv_core.recipes import Recipe
+from nladv_core.runs import Paused, RecordWarning, RunFailed, RunSpec, Store, compute, run
+
+RECIPE = Recipe(epochs=6, milestones=(4,), lr=0.05, batch=32, flip=False)
+PARENT = RunSpec(data="digits", net="resnet8", width=0.125, size=8, train=96, test=50, recipe=replace(RECIPE, epochs=5))
+LATE = replace(PARENT, parent=PARENT, recipe=RECIPE, omega=1.0, start=2)  # slopes without momentum at first
+GOAL = replace(PARENT, parent=PARENT, recipe=RECIPE, omega=2.0, goal=0.5, pull_back=True)
+SPECS = [PARENT, LATE, GOAL]
+SAME = ("metrics", "history", "units", "files", "data", "parent", "code")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """All runs without any interruption."""
+    store = Store(tmp_path_factory.mktemp("whole"), also=())
+    run(SPECS, store, progress=False, workers=1)
+    assert not list(store.folder.glob(".checkpoints/*")), "runs of less than a few seconds save nothing"
+    return store
+
+
+def assert_same_end(spec: RunSpec, store: Store, whole: Store) -> None:
+    """Equal checksums of weights and masks, metrics and history."""
+    one, other = store.record(spec), whole.record(spec)
+    for name in SAME:
+        assert getattr(one, name) == getattr(other, name), name
+    assert not list((store.folder / ".checkpoints").glob(f"{spec.key()}*"))
+
+
+def with_parent(tmp_path: Path, whole: Store) -> Store:
+    """A store that has the parent's result and nothing else."""
+    store = Store(tmp_path / "runs", also=())
+    store.folder.mkdir(parents=True)
+    for path in whole.folder.glob(f"{PARENT.key()}.*"):
+        shutil.copy(path, store.folder)
+    return store
+
+
+def pause(spec: RunSpec, store: Store, epochs: int) -> None:
+    """Compute a run up to the end of its epoch `epochs`, counted from where it stands."""
+    left = [epochs]
+
+    def count(row: dict[str, Any]) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stop
+
+    class Stop(Exception):
+        pass
+
+    with pytest.raises(Stop):
+        compute(spec, store, device="cpu", on_epoch=count)
+
+
+@pytest.fixture
+def saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save after every epoch."""
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["plain", "late start", "goal"])
+def test_a_run_interrupted_after_any_epoch_ends_the_same(
+    spec: RunSpec, whole: Store, tmp_path: Path, saving: None
+) -> None:
+    for epochs in range(2, spec.recipe.epochs + 1):
+        store = with_parent(tmp_path / str(epochs), whole) if spec.parent else Store(tmp_path / str(epochs), also=())
+        pause(spec, store, epochs)  # raised before that epoch itself was saved
+        progress = store.checkpoint(spec).progress()
+        assert progress is not None and progress.epochs == epochs - 1
+        record = compute(spec, store, device="cpu")
+        assert record.execution == {"resumed_after": [epochs - 1]}
+        assert_same_end(spec, store, whole)
+
+
+def test_interrupted_again_and_again(whole: Store, tmp_path: Path, saving: None) -> None:
+    store = with_parent(tmp_path, whole)
+    for _ in range(4):
+        with pytest.raises(Paused, match=rf"run {GOAL.key()}.* was stopped after epoch \d of 6"):
+            compute(GOAL, store, device="cpu", until=0.0)
+    seen: list[int] = []
+    record = compute(GOAL, store, device="cpu", on_epoch=lambda row: seen.append(row["epoch"]))
+    assert seen == [1, 2, 3, 4, 5, 6] and record.execution["resumed_after"] == [1, 2, 3, 4]
+    assert_same_end(GOAL, store, whole)
+
+
+def test_a_run_stops_in_time_and_saves_then_even_if_it_saved_just_now(whole: Store, tmp_path: Path) -> None:
+    store = with_parent(tmp_path, whole)
+    with pytest.raises(Paused):
+        compute(LATE, store, device="cpu", until=time.time() + 0.01)
+    files = sorted(path.name for path in (store.folder / ".checkpoints").iterdir())
+    assert len(files) == 2 and files[0].startswith(LATE.key()) and files[1] == f"{LATE.key()}.json"
+    compute(LATE, store, device="cpu", until=time.time() + 1000)
+    assert_same_end(LATE, store, whole)
+
+
+_SCRIPT = """
+import json, sys, warnings
+from nladv_core import runs
+runs.SAVE_EVERY_S = -1.0
+warnings.simplefilter("error")
+runs.run([runs.RunSpec.from_json(json.loads(sys.argv[2]))], runs.Store(sys.argv[1], also=()), workers=1, progress=False)
+"""
+LONG = replace(PARENT, recipe=replace(RECIPE, epochs=60, milestones=(40,)))
+
+
+def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
+    """Killed again and again wherever it stands, even while it writes; each time it got somewhere."""
+    whole = Store(tmp_path / "whole", also=())
+    run([LONG], whole, progress=False, workers=1)
+    store = Store(tmp_path / "killed", also=())
+    command = [sys.executable, "-c", _SCRIPT, str(store.folder), json.dumps(LONG.to_json())]
+    environment = os.environ | {"PYTHONPATH": str(Path(runs.__file__).parents[1])}
+    reached = [0]
+    for _ in range(5):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        for _ in range(3000):
+            progress = store.checkpoint(LONG).progress()
+            if progress is not None and progress.epochs > reached[-1] or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        time.sleep(0.007 * len(reached))
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+        progress = store.checkpoint(LONG).progress()
+        assert progress is not None and progress.epochs > reached[-1] and store.state(LONG) == "missing"
+        reached.append(progress.epochs)
+        assert len(list((store.folder / ".checkpoints").glob("*.safetensors"))) <= 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run([LONG], store, progress=False, workers=1)
+    assert store.record(LONG).execution["resumed_after"] == reached[1:]
+    assert_same_end(LONG, store, whole)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[str, Any, str]] = {
+    "weights short": ("*.safetensors", shorten, "another checksum"),
+    "weights bit": ("*.safetensors", flip_a_bit, "another checksum"),
+    "weights gone": ("*.safetensors", Path.unlink, "cannot be read"),
+    "json short": ("*.json", shorten, "is not a checkpoint"),
+    "json number": (
+        "*.json",
+        lambda path: path.write_text(path.read_text().replace('"seconds": ', '"seconds": 1')),
+        "does not have the checksum it names",
+    ),
+    "json foreign": ("*.json", lambda path: path.write_text("[]"), "is not a checkpoint"),
+    "json binary": ("*.json", lambda path: path.write_bytes(b"\xff\x00"), "is not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_told_and_the_run_starts_over(whole: Store, tmp_path: Path, damage: str) -> None:
+    store = with_parent(tmp_path, whole)
+    with pytest.raises(Paused):
+        compute(LATE, store, device="cpu", until=0.0)
+    pattern, harm, told = DAMAGE[damage]
+    (path,) = (store.folder / ".checkpoints").glob(pattern)
+    harm(path)
+    with pytest.raises(RecordError):
+        store.checkpoint(LATE).load()
+    with pytest.warns(RecordWarning, match=rf"run {LATE.key()}.*{told}.*it starts over"):
+        run([LATE], store, progress=False, workers=1)
+    assert store.record(LATE).execution == {"resumed_after": []}
+    assert_same_end(LATE, store, whole)
+
+
+def test_a_checkpoint_of_other_sources_is_not_continued(
+    whole: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = with_parent(tmp_path, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "code_version", lambda: {"source": "another"})
+        patch.setattr(torch, "__version__", "1.0")
+        with pytest.raises(Paused):
+            compute(LATE, store, device="cpu", until=0.0)
+    with pytest.warns(RecordWarning, match="begun with other sources and version of torch.*starts over"):
+        compute(LATE, store, device="cpu")
+    assert_same_end(LATE, store, whole)
+
+
+def test_a_disk_without_room_spoils_the_saving_not_the_run(
+    whole: Store, tmp_path: Path, saving: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = with_parent(tmp_path, whole)
+    monkeypatch.setattr(checkpoints, "write", full)
+    with pytest.warns(RecordWarning, match=r"cannot be saved on the way \(No space left on device\)") as told:
+        compute(LATE, store, device="cpu")
+    assert len(told) == 1, "said once, not after each epoch"
+    assert_same_end(LATE, store, whole)
+
+
+def test_a_diverged_run_leaves_no_checkpoint(tmp_path: Path, saving: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.fit
+
+    def diverging(*arguments: Any, **more: Any) -> Iterator[dict[str, Any]]:
+        for row in real(*arguments, **more):
+            if row["epoch"] == 3:
+                raise training.TrainingDiverged("the loss became NaN")
+            yield row
+
+    monkeypatch.setattr(training, "fit", diverging)
+    store = Store(tmp_path, also=())
+    with pytest.raises(RunFailed, match="NaN"):
+        run([PARENT], store, progress=False, workers=1)
+    assert not list(tmp_path.glob(".checkpoints/*"))
+
+
+def test_an_epoch_that_is_not_of_the_run_is_refused() -> None:
+    data = runs._load("digits", 8, 0.5, 96, 50)
+    net = torch.nn.Module()
+    with pytest.raises(SpecError, match="first is 6, expected an epoch of the run or its end: 0 to 5"):
+        training.fit(net, data, PARENT.recipe, seed=0, first=6)

@@ -1,0 +1,177 @@
+"""What pages say that is computed: it follows the records, and no prose says it instead."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import nladv_core as nl
+import test_claims
+from nladv_core import book, claims, pages
+from nladv_core.errors import RecordError
+from nladv_core.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+NOTHING = Path("no-such-folder")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, str]:
+    return pages.substitutions(NOTHING)
+
+
+def prose() -> dict[str, str]:
+    """The text of each page, without code."""
+    texts = {}
+    for source in book.pages():
+        if source.suffix == ".ipynb":
+            cells = json.loads(source.read_text())["cells"]
+            texts[source.stem] = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        else:
+            texts[source.stem] = source.read_text()
+    return texts
+
+
+def cells(markdown: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in markdown.splitlines()]
+
+
+class TestProse:
+    def test_every_value_is_used_and_every_used_one_exists(self, found: dict[str, str]) -> None:
+        used = {name for text in prose().values() for name in re.findall(r"\{\{ *(\w+) *\}\}", text)}
+        assert used == set(found)
+
+    def test_no_page_types_a_verdict(self) -> None:
+        verdict = re.compile(r"\b(?:reproduced|exceeds|differs|inconclusive|too few seeds|not run)\b", re.IGNORECASE)
+        for name, text in prose().items():
+            # The page of the claims defines the words; the summary and the first page may only take computed ones.
+            if name in ("index", "reproduction", "deviations", "sections"):
+                assert not verdict.search(text), name
+            for line in text.splitlines():
+                assert not (re.search(r"\bC\d+\b", line) and verdict.search(line)), (name, line)
+
+    def test_every_verdict_is_explained(self) -> None:
+        explained = re.findall(r"^(\w[\w ]*)\n: ", prose()["claims"], re.MULTILINE)
+        assert sorted(explained) == sorted(claims.VERDICTS)
+        (order,) = re.findall(r"order ((?:\*[\w\s]+\*[,\s]*)+)", prose()["claims"])
+        assert tuple(" ".join(word.split()) for word in re.findall(r"\*([\w\s]+)\*", order)) == claims.VERDICTS
+
+    def test_every_chapter_stands_in_the_index_of_sections_and_on_the_first_page(self) -> None:
+        for source in book.chapters():
+            if re.match(r"\d\d_", source.stem):
+                assert f"{{doc}}`{source.stem}`" in prose()["sections"]
+                assert f"{{doc}}`{source.stem}`" in prose()["index"]
+
+
+class TestScoreboard:
+    def test_has_a_row_a_claim(self, found: dict[str, str]) -> None:
+        rows = cells(found["scoreboard"])[2:]
+        assert [re.sub(r"\W*(C\d+)\].*", r"\1", row[0]) for row in rows] == [f"C{n}" for n in range(1, 15)]
+        assert {row[2] for row in rows[:-1]} == {"**not run**"} and rows[-1][2] == "**reproduced**"
+        assert found["verdicts"] == "1 reproduced, 13 not run"
+
+    def test_follows_the_records(self, tmp_path: Path) -> None:
+        records = test_claims.around([88.0, 88.1, 88.2])
+        test_claims.write(tmp_path / "paper", records)
+        test_claims.write(tmp_path / "reduced", test_claims.around([80.0]))
+        judged = claims.judge(results=tmp_path)
+        rows = cells(pages.scoreboard(judged))[2:]
+        assert rows[0][2] == "**differs**"
+        assert "81.3 % at NAPL 4.00" in rows[0][3]
+        assert rows[12][2] == "**differs**"  # C13: below 90 % at NAPL 3.5, too
+        assert pages.verdicts(judged) == "1 reproduced, 11 not run, 2 differs"
+        assert "* **CIFAR-10**: *differs* (88.10 % (95 % interval" in pages.ledger(judged)
+        assert "* **At reduced size**: resnet56 on cifar10" in pages.ledger(judged)
+
+    def test_a_damaged_record_stops_the_page(self, tmp_path: Path) -> None:
+        test_claims.write(tmp_path / "reduced", test_claims.around([80.0]))
+        next((tmp_path / "reduced").glob("*")).write_text("nothing")
+        with pytest.raises(RecordError):
+            pages.substitutions(tmp_path)
+
+    def test_states_and_compute(self, tmp_path: Path, found: dict[str, str]) -> None:
+        assert found["state_reduced"] == found["state_paper"] == "not run"
+        records = test_claims.around([80.0])
+        for record, seconds in zip(records, (3600.0, 5400.0), strict=True):
+            object.__setattr__(record, "wall_s", seconds)
+        test_claims.write(tmp_path / "reduced", records)
+        assert cells(pages.compute(tmp_path))[2:] == [["`reduced`", "2", "2.5", "cpu"], ["`paper`", "0", "0.0", "none"]]
+        whole = pages.substitutions(tmp_path)
+        assert whole["state_reduced"] == "2 records committed"
+        assert "81.3 % at NAPL 4.00" in whole["scoreboard"] and "| 2.5 |" in whole["compute"]
+
+
+def test_recipes_are_those_that_run(found: dict[str, str]) -> None:
+    rows = cells(found["recipes"])[2:]
+    assert [row[0].strip("`") for row in rows] == list(RECIPES)
+    for row, recipe in zip(rows, RECIPES.values(), strict=True):
+        assert int(row[1]) == recipe.epochs and float(row[3]) == recipe.lr
+        assert tuple(int(m) for m in re.findall(r"\d+", row[2])) == recipe.milestones
+        assert int(row[4].split()[0]) == recipe.batch
+        assert f"weight decay {recipe.weight_decay:g}" in row[5]
+        assert ("flips on" in row[5]) == recipe.flip and ("warm-up" in row[5]) == bool(recipe.warmup_steps)
+
+
+def test_readings_of_the_normalised_path_length(found: dict[str, str]) -> None:
+    # 27 blocks of two units at one half each and the last unit; with shortcut A two blocks count three quarters.
+    assert found["napl_56_B"] == str(27 + 1)
+    assert found["napl_56"] == str(25 + 2 * 3 // 2 + 1)
+    assert found["napl_56_v1"] == "42" and found["apl_56"] == "54.9988"
+
+
+def test_bars_in_cells_do_not_break_a_table() -> None:
+    assert pages.table(["a"], [["x | y"]]).splitlines()[-1] == r"| x \| y |"
+
+
+class TestReference:
+    def test_describes_every_name_the_package_offers(self, found: dict[str, str]) -> None:
+        for name in nl.__all__:
+            value = getattr(nl, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                kind = "class" if inspect.isclass(value) else "function"
+                directive = rf"{{py:{kind}}} {name}(\(.*\))?\n:module: {re.escape(value.__module__)}\n"
+                assert re.search(directive, found["api"]), name
+
+    def test_describes_every_module_but_those_that_make_the_book(self, found: dict[str, str]) -> None:
+        present = {path.stem for path in (ROOT / "nladv_core").glob("*.py")}
+        described = set(re.findall(r"^## (\w+)$", found["api"], re.MULTILINE))
+        assert present - described == {"__init__", "book", "cli", "pages", "slider"}
+        assert described <= present
+
+    def test_says_no_private_name_twice_or_machine_path(self, found: dict[str, str]) -> None:
+        directives = re.findall(r"\{py:(?:class|function)\} (\w+).*\n:module: (\S+)", found["api"])
+        assert len(directives) == len(set(directives)) > 60
+        assert not [name for name, _ in directives if name.startswith("_")]
+        assert str(ROOT) not in found["api"] and " object at 0x" not in found["api"]
+
+    def test_docstring_becomes_lists(self) -> None:
+        text = """Two words.
+
+        Args:
+            x: a tensor, [N, C],
+                of float.
+            a, b: others: two.
+
+        Returns:
+            A sum.
+
+        Raises:
+            SpecError: x < 0, or `x < 1`, or $5.
+        """
+        assert pages.markdown(text).split("\n\n") == [
+            "Two words.",
+            "\n**Arguments**",
+            "* `x`: a tensor, [N, C],\n  of float.\n* `a`, `b`: others: two.",
+            "\n**Returns**",
+            "A sum.",
+            "\n**Raises**",
+            "* `SpecError`: x &lt; 0, or `x < 1`, or \\$5.",
+        ]
+
+
+def test_the_book_takes_them(found: dict[str, str]) -> None:
+    taken = yaml.safe_load(book._configuration())["parse"]["myst_substitutions"]
+    assert set(taken) == set(found) and taken["api"] == found["api"]
