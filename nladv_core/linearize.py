@@ -776,12 +776,14 @@ def permute_masks(
     def shuffled(flat: Tensor) -> Tensor:
         return flat[torch.randperm(flat.numel(), generator=generator).to(flat.device)]
 
+    # By name: a file gives its tensors back in any order, and a seed must mean one permutation.
+    ordered = {name: masks[name] for name in sorted(masks)}
     if scope == "layer":
-        return {name: shuffled(mask.flatten()).view_as(mask) for name, mask in masks.items()}
+        return {name: shuffled(mask.flatten()).view_as(mask) for name, mask in ordered.items()}
     if scope == "global":
-        flat = shuffled(torch.cat([mask.flatten() for mask in masks.values()]))
-        parts = flat.split([mask.numel() for mask in masks.values()])
-        return {name: part.view_as(mask).clone() for (name, mask), part in zip(masks.items(), parts, strict=True)}
+        flat = shuffled(torch.cat([mask.flatten() for mask in ordered.values()]))
+        parts = flat.split([mask.numel() for mask in ordered.values()])
+        return {name: part.view_as(mask).clone() for (name, mask), part in zip(ordered.items(), parts, strict=True)}
     raise SpecError(f"the scope of a mask permutation is {scope!r}; expected 'layer' or 'global'.")
 
 

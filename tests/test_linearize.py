@@ -576,6 +576,10 @@ def test_permutations_keep_counts_and_shuffle_within_their_scope(net):
     assert all(torch.equal(kept[n], given[n]) for n in given)
     again = nl.permute_masks(given, "layer", torch.Generator().manual_seed(0))
     assert all(torch.equal(layer[n], again[n]) for n in given)
+    backwards = dict(reversed(given.items()))
+    for scope, expected in (("layer", layer), ("global", whole)):
+        found = nl.permute_masks(backwards, scope, torch.Generator().manual_seed(0))
+        assert all(torch.equal(found[n], expected[n]) for n in given)  # whatever order a file gives them back in
     with pytest.raises(nl.SpecError, match="'network'.*'layer' or 'global'"):
         nl.permute_masks(given, "network")
 
