@@ -149,10 +149,10 @@ def build(tier: str = "quick", folder: Path | None = None, *, force: bool = Fals
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         raise BuildError(f"another build is using {folder.name}/; wait for it or stop it") from None
-    with lock:
+    with held:
         executed = []
         for source in chapters():
             params = {"tier": tier} if "tier" in parameters(source) else {}

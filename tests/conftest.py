@@ -1,6 +1,7 @@
 """What every test process needs before the first test: one thread, an importable torchvision, stores of its own."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 # Before torch is loaded: the tests run in parallel processes, and sums must not depend on how many threads share them.
@@ -12,6 +13,9 @@ import torch
 from nladv_core import compat
 
 torch.set_num_threads(1)
+# Started in the background, a shell's jobs ignore Ctrl-C and hand that on to the processes that the tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 compat.declare_torchvision_operators()  # before any test imports torchvision
 
 
