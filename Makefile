@@ -1,4 +1,4 @@
-# make book    execute the chapters that changed, render build/html/ (TIER=smoke|quick|reduced|paper, default quick)
+# make book    compute missing runs, execute the chapters that changed, render build/html/ (TIER=smoke|quick|reduced|paper)
 # make test    lint, format, types, unit tests, every notebook, every page
 # make bench   the performance claims, each against its baseline in one run
 # make clean   remove build/ and the tools' caches; .venv and the computed runs in data/cache stay
@@ -21,7 +21,7 @@ WITH_TEST := .venv/.test-$(SUM)
 .DELETE_ON_ERROR:
 
 book: $(WITH_BOOK)
-	@.venv/bin/nladv book --tier $(TIER)
+	@.venv/bin/snakemake --workflow-profile profiles/local --config tier=$(TIER)
 
 # pytest comes last, so that its summary is the end of the output.
 test: $(WITH_TEST)
@@ -34,7 +34,7 @@ bench: $(WITH_TEST)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
 
 clean:
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find nladv_core tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(WITH_BOOK):

@@ -1,46 +1,60 @@
 """nladv: linearize networks channel by channel and measure what nonlinearity is left.
 
-The re-executable companion to Ali Mehmeti-Göpel & Disselhoff, *Nonlinear Advantage* (ICML 2023). `linearize` and
-`paths` are imported at once; everything that knows of data, training or the book only when it is first asked for, so
-that `import nladv_core` costs little more than `import torch`.
+The re-executable companion to Ali Mehmeti-Göpel & Disselhoff, *Nonlinear Advantage* (ICML 2023). A module is imported
+when one of its names is first asked for: what needs no network (`nladv status`, the grid of runs) then does without the
+seconds that `import torch` takes.
 """
 
 import importlib
-from typing import Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from nladv_core.errors import DataError, NladvError, RecordError, SpecError, UnsupportedNetwork
-from nladv_core.linearize import (
-    ActivationsLeftAlone,
-    ChannelPReLU,
-    GoalController,
-    active_counts,
-    active_fraction,
-    apply_masks_,
-    effective_width,
-    freeze_linear_,
-    linearize,
-    load_masks,
-    masks,
-    parameter_groups,
-    permute_masks,
-    project_slopes_,
-    save_masks,
-    slope_penalty,
-    units,
-)
-from nladv_core.path_rules import declare_path_rule
-from nladv_core.paths import PathLength, path_length, visit_probability
+
+if TYPE_CHECKING:
+    from nladv_core.linearize import (
+        ActivationsLeftAlone,
+        ChannelPReLU,
+        GoalController,
+        active_counts,
+        active_fraction,
+        apply_masks_,
+        effective_width,
+        freeze_linear_,
+        linearize,
+        load_masks,
+        masks,
+        parameter_groups,
+        permute_masks,
+        project_slopes_,
+        save_masks,
+        slope_penalty,
+        units,
+    )
+    from nladv_core.path_rules import declare_path_rule
+    from nladv_core.paths import PathLength, path_length, visit_probability
 
 __version__ = "0.1.0"
 
 _LATER = {
     "experiments": ("chapter",),
+    "linearize": (
+        *("ActivationsLeftAlone", "ChannelPReLU", "GoalController", "active_counts", "active_fraction", "apply_masks_"),
+        *("effective_width", "freeze_linear_", "linearize", "load_masks", "masks", "parameter_groups"),
+        *("permute_masks", "project_slopes_", "save_masks", "slope_penalty", "units"),
+    ),
+    "path_rules": ("declare_path_rule",),
+    "paths": ("PathLength", "path_length", "visit_probability"),
     "recipes": ("Recipe", "RECIPES"),
     "reports": ("Report", "report"),
     "runs": ("RunSpec", "Store"),
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
-_MODULES = ("claims", "compat", "datasets", "experiments", "figures", "nets", "recipes", "runs", "training")
+_MODULES = (
+    *("claims", "compat", "datasets", "experiments", "figures", "nets", "path_rules", "paths", "recipes", "runs"),
+    *("sharpness", "tracing", "training"),
+)
 
 __all__ = [
     "ActivationsLeftAlone",
@@ -79,6 +93,17 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"nladv_core.{name}")
     raise AttributeError(f"module 'nladv_core' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Keeps the name `linearize` for the function: an import of the module of that name would bind it to the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "linearize" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -120,10 +121,9 @@ def run_chapter(
         if name not in declared:
             hint = nearest(name, declared)
             raise SpecError(f"{source.stem}: unknown parameter {name!r}{hint or '; it takes ' + ', '.join(declared)}")
-    # Defaults need no injected cell; leaving them out also gives the same digest to the same values.
-    params = {name: value for name, value in params.items() if value != declared[name]}
+    params = _given(source, params)
     out = out or project_root() / "build" / "notebooks" / source.name
-    inputs = _digest([source, *_library(), *_results()], *_versions(_CHAPTER_PACKAGES), repr(sorted(params.items())))
+    inputs = _inputs(source, params)
     if not force and _made_from(out) == inputs:
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,35 @@ def run_chapter(
     return out
 
 
+def at_tier(source: Path, tier: str) -> dict[str, Any]:
+    """The parameters that a chapter of the book at `tier` gets."""
+    return {"tier": tier} if "tier" in parameters(source) else {}
+
+
+def is_due(source: Path, params: Mapping[str, Any], out: Path) -> bool:
+    """Whether `run_chapter` would execute the chapter: `out` is not there, or was made from something else."""
+    return _made_from(out) != _inputs(source, _given(source, params))
+
+
+def lock(folder: Path) -> AbstractContextManager[Any]:
+    """Hold a build folder, which is made if need be: one build at a time uses it. A dead holder lets go.
+
+    Raises:
+        BuildError: another build holds it, or it cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise BuildError(f"another build is using {folder.name}/; wait for it or stop it") from None
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written to ({error.strerror or error}); make room there") from None
+
+
 def build(tier: str = "quick", folder: Path | None = None, *, force: bool = False) -> Path:
-    """Execute every chapter that changed at `tier`, render the book and return its `index.html`.
+    """Execute every chapter that changed at `tier`, one by one, render the book and return its `index.html`.
 
     Args:
         tier: passed to each chapter that declares it, which refuses an unknown one.
@@ -143,35 +170,53 @@ def build(tier: str = "quick", folder: Path | None = None, *, force: bool = Fals
         SpecError: a bad parameter, table of contents or repository URL.
         BuildError: a chapter stopped, or Jupyter Book warned.
     """
-    from filelock import FileLock, Timeout
-
     folder = folder or project_root() / "build"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        raise BuildError(f"another build is using {folder.name}/; wait for it or stop it") from None
-    with held:
-        executed = []
+    with lock(folder):
         for source in chapters():
-            params = {"tier": tier} if "tier" in parameters(source) else {}
-            executed.append(run_chapter(source, params, folder / "notebooks" / source.name, force=force))
-        return _render(executed, folder, force)
+            run_chapter(source, at_tier(source, tier), folder / "notebooks" / source.name, force=force)
+        return render(folder, force=force)
+
+
+def is_rendered(folder: Path) -> bool:
+    """Whether `render` would find nothing to do."""
+    made_from = _rendered_from(folder)
+    return bool(made_from) and made_from == _page_inputs(_executed(folder))
+
+
+def render(folder: Path | None = None, *, force: bool = False) -> Path:
+    """Render the book from its executed chapters if anything has changed, and return its `index.html`.
+
+    Args:
+        folder: the build folder with the executed chapters, by default `build/` in the project's root.
+        force: also if nothing has changed.
+
+    Raises:
+        SpecError: a bad table of contents or repository URL.
+        BuildError: a chapter has not been executed, or Jupyter Book warned; the previous pages are still there.
+    """
+    folder = folder or project_root() / "build"
+    executed = _executed(folder)
+    for notebook in executed:
+        if not notebook.is_file():
+            raise BuildError(f"chapter {notebook.stem} has not been executed; `make book` does that first")
+    return _render(executed, folder, force)
+
+
+def _executed(folder: Path) -> list[Path]:
+    return [folder / "notebooks" / source.name for source in chapters()]
 
 
 def _render(executed: list[Path], folder: Path, force: bool) -> Path:
     root = project_root()
-    sources = [*(page for page in pages() if page.suffix == ".md"), *_assets()]
-    config = _configuration()
+    sources = _page_sources()
     html = folder / "html"
     index = html / "index.html"
-    inputs = _digest([*executed, *sources, root / "_toc.yml", Path(__file__)], *_versions(_PAGE_PACKAGES), config)
-    stamp = html / ".inputs"
-    if not force and index.is_file() and stamp.is_file() and stamp.read_text() == inputs:
+    inputs = _page_inputs(executed)
+    if not force and _rendered_from(folder) == inputs:
         _say("book: nothing has changed")
         return index
 
+    config = _configuration()
     stage = folder / "stage"
     shutil.rmtree(stage, ignore_errors=True)
     for source in [*sources, root / "_toc.yml"]:
@@ -197,7 +242,7 @@ def _render(executed: list[Path], folder: Path, force: bool) -> Path:
         _say(done.stdout.rstrip(), sys.stderr)
         kept = "; the previous pages are still there" if index.is_file() else ""
         raise BuildError(f"Jupyter Book could not render the book without a warning (see above){kept}")
-    (made / ".inputs").write_text(inputs)
+    (made / ".inputs").write_text(inputs or "")
     # A folder cannot be renamed over another; the old book goes only when the new one lies complete beside it.
     old = folder / "html.old"
     shutil.rmtree(old, ignore_errors=True)
@@ -208,6 +253,31 @@ def _render(executed: list[Path], folder: Path, force: bool) -> Path:
     shutil.rmtree(stage)
     _say(f"book: rendered in {time.perf_counter() - start:.1f} s")
     return index
+
+
+def _page_sources() -> list[Path]:
+    return [*(page for page in pages() if page.suffix == ".md"), *_assets()]
+
+
+def _page_inputs(executed: list[Path]) -> str | None:
+    """Digest of all that the pages are made from; None if a chapter has not been executed.
+
+    What pages compute follows from library and results: it need not be computed to know whether it has changed.
+    """
+    if not all(notebook.is_file() for notebook in executed):
+        return None
+    root, here = project_root(), Path(__file__)
+    files = [*executed, *_page_sources(), root / "_toc.yml", root / "_config.yml", *_library(), *_results()]
+    address = [os.environ.get(name, "") for name in ("NLADV_REPOSITORY_URL", "NLADV_REPOSITORY_BRANCH")]
+    return _digest(
+        [*files, here, here.with_name("pages.py")], *_versions((*_CHAPTER_PACKAGES, *_PAGE_PACKAGES)), *address
+    )
+
+
+def _rendered_from(folder: Path) -> str:
+    """The digest that the pages carry; empty if there are none."""
+    stamp = folder / "html" / ".inputs"
+    return stamp.read_text() if stamp.is_file() and (folder / "html" / "index.html").is_file() else ""
 
 
 def _execute(source: Path, params: Mapping[str, Any], out: Path, inputs: str) -> None:
@@ -313,7 +383,8 @@ def _entries(toc: Any) -> Iterator[str]:
 def _library() -> list[Path]:
     """The modules that a chapter may use: all but those that make chapters and pages."""
     here = Path(__file__).parent
-    return [path for path in sorted(here.rglob("*.py")) if path.name not in ("book.py", "cli.py", "pages.py")]
+    makers = ("book.py", "cli.py", "grid.py", "pages.py")
+    return [path for path in sorted(here.rglob("*.py")) if path.name not in makers]
 
 
 def _results() -> list[Path]:
@@ -328,6 +399,17 @@ def _assets() -> list[Path]:
     book = project_root() / "book"
     kinds = (".bib", ".css", ".js", ".png", ".svg", ".jpg", ".webp", ".gif")
     return [path for path in sorted(book.rglob("*")) if path.suffix in kinds and ".ipynb_checkpoints" not in path.parts]
+
+
+def _given(source: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Without defaults, which need no injected cell, so that the same values have the same digest."""
+    declared = parameters(source)
+    return {name: value for name, value in params.items() if value != declared.get(name)}
+
+
+def _inputs(source: Path, given: Mapping[str, Any]) -> str:
+    """Digest of all that a chapter is made from."""
+    return _digest([source, *_library(), *_results()], *_versions(_CHAPTER_PACKAGES), repr(sorted(given.items())))
 
 
 def _versions(packages: Iterable[str]) -> list[str]:

@@ -10,13 +10,21 @@ from typing import Any
 
 import torch
 
-from nladv_core import experiments, runs
+from nladv_core import datasets, experiments, runs
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store, code_version
 
 # Chapters whose runs are worth most to the claims come first; the others follow in their order.
-FIRST = ("06_accuracy_and_depth",)
+FIRST = (
+    "06_accuracy_and_depth",
+    "04_early_and_late",
+    "05_structure",
+    "03_retraining_masks",
+    "09_task_difficulty",
+    "07_width",
+    "08_depth",
+)
 # What one run needs of a GPU's memory at most, in bytes: ResNet-56, batch 256, the data set, CUDA itself.
 _GPU_BYTES = 6 * 2**30
 # Before anything was measured on a device: seconds for one of `runs.seconds`.
@@ -24,16 +32,22 @@ _PACE = {"cpu": 1.0, "cuda": 0.05}
 
 
 def wanted(tier: str) -> list[RunSpec]:
-    """All runs of a tier, each once, the most urgent first: by seed, then chapter, then place in the chapter.
+    """All runs of a tier, each once, the most urgent first.
 
-    So that there is soon a whole curve of one seed, rather than one strength of all seeds.
+    Every chapter's first edition (`Chapter.editions`) comes before any second one, chapters in the order `FIRST`;
+    within an edition seed by seed, so that there is soon a whole curve of one seed rather than one strength of all.
 
     Raises:
         SpecError: an unknown tier.
     """
-    order = sorted(experiments.CHAPTERS, key=lambda name: (name not in FIRST, name))
-    specs = [spec for name in order for spec in experiments.chapter(name, {"tier": tier, "device": "cpu"}).specs()]
-    return sorted(dict.fromkeys(specs), key=lambda spec: spec.seed)
+    rank = {name: i for i, name in enumerate(FIRST)}
+    ordered: list[tuple[tuple[int, int, str, int], RunSpec]] = []
+    for name, kind in experiments.CHAPTERS.items():
+        for number, edition in enumerate(kind.editions(tier)):
+            urgency = (number, rank.get(name, len(rank)), name)
+            ordered += [((*urgency, spec.seed), spec) for spec in edition.specs()]
+    ordered.sort(key=lambda found: found[0])
+    return list(dict.fromkeys(spec for _, spec in ordered))
 
 
 def campaign(
@@ -48,9 +62,9 @@ def campaign(
 ) -> bool:
     """Compute missing runs of a tier until `minutes` are over; returns whether nothing is left.
 
-    Several run at once: one per core, or as many as the GPU's memory bears. What is under way when the time is up is
-    saved and goes on next time; so does nearly all of what is under way when the process is killed. Several campaigns
-    may work on one store: none does what another is doing.
+    Runs on data that are not there are left out, and that is said. Several run at once: one per core, or as many as the
+    GPU's memory bears. What is under way when the time is up is saved and goes on next time; so does nearly all of what
+    is under way when the process is killed. Several campaigns may work on one store: none does what another is doing.
 
     Args:
         tier: "smoke", "quick", "reduced" or "paper".
@@ -71,6 +85,11 @@ def campaign(
     store = store or Store()
     where = runs.pick_device(device)
     specs = wanted(tier)
+    for name, reason in {spec.data: datasets.absent(spec.data) for spec in specs}.items():
+        if reason is not None:
+            without = [spec for spec in specs if spec.data != name]
+            say(f"left out {len(specs) - len(without)} runs: {reason}")
+            specs = without
     todo = runs.missing(specs, store, refresh=False)
     count = workers or _bearable(where)
     pace = _pace(store, where)
@@ -189,7 +208,7 @@ def _users() -> dict[str, tuple[RunSpec, list[str]]]:
     users: dict[str, tuple[RunSpec, list[str]]] = {}
     for tier in experiments.TIERS:
         for name in experiments.CHAPTERS:
-            waiting = experiments.chapter(name, {"tier": tier, "device": "cpu"}).specs()
+            waiting = experiments.wanted(name, tier)
             while waiting:
                 spec = waiting.pop()
                 _, names = users.setdefault(spec.key(), (spec, []))

@@ -6,32 +6,37 @@ and on nothing else. What `data/results/reduced` holds is shown beside it as evi
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nladv_core import values
+from nladv_core import effects, experiments, values
 from nladv_core.errors import SpecError
 from nladv_core.places import project_root
-from nladv_core.recipes import RECIPES
 from nladv_core.specs import RunSpec
 from nladv_core.store import Record
 from nladv_core.summaries import difference
 
 # Of several parts, the first of these that occurs is the verdict on the whole; "exceeds" only if all parts do.
 VERDICTS = ("differs", "not run", "too few seeds", "inconclusive", "reproduced", "exceeds")
-STATISTICS = ("at", "difference", "path lengths", "unwritten")
 SEEDS = 3  # fewer are not judged
 
-_COLUMNS = {"test_accuracy": 100.0, "active_fraction": 100.0, "napl": 1.0}  # and what turns them into percent
-_AXES = ("napl", "omega")
+_APART = ("path lengths", "sharpness", "unwritten")  # statistics that need no runs
+_CRITERIA = ("value", "at_least", "at_most", "direction", "within")
 _DEPTHS = (20, 32, 44, 56)
+
+
+@lru_cache(maxsize=128)
+def _specs(chapter: str, parameters: str) -> tuple[RunSpec, ...]:
+    """The runs of a chapter, its parameters as JSON: several parts ask for the same."""
+    return tuple(experiments.chapter(chapter, json.loads(parameters)).specs())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,55 +45,89 @@ class Part:
 
     Attributes:
         name: what it is about.
-        statistic: `"at"`: `column` where `axis` is `at`; `"difference"`: the same for `runs` minus `minus`;
-            `"path lengths"`: C14's, computed now; `"unwritten"`: its experiment does not exist yet.
-        runs, minus: fields of `RunSpec` with `recipe` and `parent` as names of recipes; what is left out has its
-            default, but seed and omega, which are free.
-        axis, at, column: `"napl"` or `"omega"`, where on it, and a metric of the final epoch.
+        statistic: a name in `effects.STATISTICS`; `"path lengths"`: C14's, computed now; `"sharpness"`: C10's, from the
+            committed pictures (`features.verdict`); `"unwritten"`: its experiment does not exist yet.
+        experiment: `chapter` and parameters of it, at the tier "paper". Runs that differ from its runs in seed and
+            strength only count as well; a seed counts once all networks of the experiment were linearized with it, at
+            as many strengths (of what `at` interpolates and of retrainings, whatever there is counts).
+        minus: parameters that differ in a second experiment, whose statistic is subtracted seed by seed.
+        options: what the statistic takes.
         value, tolerance: the paper's number, and how far the mean may lie from it.
-        at_least: a bound in place of a number.
-        direction: of a difference: `"higher"`, `"lower"` or `"any"`.
+        at_least, at_most: a bound that the whole interval must keep (every single seed, if `every`).
+        within: a bound that the whole interval must keep on either side of zero.
+        direction: of the interval from zero: `"higher"`, `"lower"` or `"any"`.
+        every: a bound holds for every single seed, itself included, in place of the interval.
     """
 
     name: str
     statistic: str
-    runs: dict | None = None
+    experiment: dict | None = None
     minus: dict | None = None
-    axis: str | None = None
-    at: float | None = None
-    column: str | None = None
+    options: dict | None = None
     value: float | None = None
     tolerance: float | None = None
     at_least: float | None = None
+    at_most: float | None = None
+    within: float | None = None
     direction: str | None = None
+    every: bool = False
 
     def __post_init__(self) -> None:
         values.canonical(self, "part")
-        if self.statistic not in STATISTICS:
-            raise SpecError(f"part {self.name!r}: statistic is {self.statistic!r}, expected one of {STATISTICS}")
-        needed = {
-            "at": {"runs", "axis", "at", "column"},
-            "difference": {"runs", "minus", "axis", "at", "column", "direction"},
-            "path lengths": {"tolerance"},
-            "unwritten": set(),
-        }[self.statistic]
-        given = {f.name for f in fields(self) if getattr(self, f.name) is not None} - {"name", "statistic"}
-        if self.statistic == "at":
-            needed |= {"value", "tolerance"} if "value" in given else {"at_least"}
-        if given != needed:
-            raise SpecError(
-                f"part {self.name!r}: found {', '.join(sorted(given)) or 'nothing'}, but statistic "
-                f"{self.statistic!r} takes exactly {', '.join(sorted(needed)) or 'nothing'}"
-            )
-        for name, known in (("axis", _AXES), ("column", tuple(_COLUMNS)), ("direction", ("higher", "lower", "any"))):
-            found = getattr(self, name)
-            if found is not None and found not in known:
-                raise SpecError(f"part {self.name!r}: {name} is {found!r}, expected one of {', '.join(known)}")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise SpecError(f"part {self.name!r}: tolerance is {self.tolerance:g}, expected above 0")
-        for chosen in (self.runs, self.minus):
-            if chosen is not None:
-                _template(chosen)
+        set_to = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {n for n, v in set_to.items() if v is not None and v is not False} - {"name", "statistic"}
+        if self.statistic in _APART:
+            needed = {"tolerance"} if self.statistic == "path lengths" else set()
+            if given != needed:
+                raise SpecError(
+                    f"part {self.name!r}: found {', '.join(sorted(given)) or 'nothing'}, but statistic "
+                    f"{self.statistic!r} takes exactly {', '.join(sorted(needed)) or 'nothing'}"
+                )
+        else:
+            effects.check(self.statistic, self.options or {})
+            criteria = given & set(_CRITERIA)
+            if len(criteria) != 1 or ("tolerance" in given) != ("value" in given):
+                told = ", ".join(sorted(criteria | given & {"tolerance"})) or "no criterion"
+                raise SpecError(
+                    f"part {self.name!r}: found {told}, but it takes exactly one of {', '.join(_CRITERIA)} "
+                    "(a value with its tolerance)"
+                )
+            if self.every and not criteria & {"at_least", "at_most"}:
+                raise SpecError(f"part {self.name!r}: every takes exactly at_least or at_most, found {criteria.pop()}")
+            if self.families() == (self.families(self.minus) if self.minus is not None else None):
+                raise SpecError(f"part {self.name!r}: minus has the same runs; name a parameter that makes others")
+        if self.direction not in (None, "higher", "lower", "any"):
+            raise SpecError(f"part {self.name!r}: direction is {self.direction!r}, expected higher, lower or any")
+        for name in ("tolerance", "within"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise SpecError(f"part {self.name!r}: {name} is {bound:g}, expected above 0")
+
+    def families(self, differing: Mapping[str, Any] | None = None) -> frozenset[RunSpec]:
+        """The experiment's runs without their seeds and strengths (`effects.family`).
+
+        Raises:
+            SpecError: no chapter is named, or it has no runs, or it refuses a parameter.
+        """
+        return frozenset(map(effects.family, self.specs(differing)))
+
+    def specs(self, differing: Mapping[str, Any] | None = None) -> list[RunSpec]:
+        """The experiment's runs, with other parameters where `differing` says so.
+
+        Raises:
+            SpecError: no chapter is named, or it has no runs, or it refuses a parameter.
+        """
+        given = dict(self.experiment or {}) | dict(differing or {})
+        named = given.pop("chapter", None)
+        if not isinstance(named, str):
+            raise SpecError(f"part {self.name!r}: its experiment names no chapter; add chapter and its parameters")
+        fixed = {"tier": "paper", "device": "cpu"}
+        if taken := set(fixed) & set(given):
+            raise SpecError(f"part {self.name!r}: {', '.join(sorted(taken))} cannot be chosen; verdicts rest on paper")
+        specs = _specs(named, values.text(given | fixed))
+        if not specs:
+            raise SpecError(f"part {self.name!r}: chapter {named} has no runs that could be judged; name another")
+        return list(specs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +226,18 @@ def judge(claims: Sequence[Claim] | None = None, results: Path | None = None) ->
     Raises:
         RecordError: a committed record is damaged. A verdict that silently leaves one out would be none.
     """
+    from nladv_core import features  # not above: it needs what draws, and the ledger is read without
+
     results = results or project_root() / "data" / "results"
     paper, reduced = records(results / "paper"), records(results / "reduced")
-    return [
-        Judgement(claim, tuple(outcome(part, paper) for part in claim.parts), evidence(claim, reduced))
-        for claim in (read() if claims is None else claims)
-    ]
+    pictures = {tier: features.committed(tier, results) for tier in ("paper", "reduced")}
+    judged = []
+    for claim in read() if claims is None else claims:
+        seen = evidence(claim, reduced)
+        if any(part.statistic == "sharpness" for part in claim.parts):
+            seen += features.evidence(pictures["reduced"])
+        judged.append(Judgement(claim, tuple(outcome(part, paper, pictures["paper"]) for part in claim.parts), seen))
+    return judged
 
 
 def records(folder: Path) -> list[Record]:
@@ -204,14 +249,18 @@ def records(folder: Path) -> list[Record]:
     return [Record.read(path) for path in sorted(folder.glob("*.json"))]
 
 
-def outcome(part: Part, paper: Sequence[Record]) -> Outcome:
-    """Apply the rule of one part to the records of the `paper` tier."""
+def outcome(part: Part, paper: Sequence[Record], pictures: Sequence[Any] = ()) -> Outcome:
+    """Apply the rule of one part to the records of the `paper` tier, C10's to pictures of that tier."""
     if part.statistic == "unwritten":
         return Outcome("not run", "its experiment is not written yet")
     if part.statistic == "path lengths":
         return _path_lengths(part)
-    first = _by_seed(part, part.runs or {}, paper)
-    second = _by_seed(part, part.minus, paper) if part.minus is not None else None
+    if part.statistic == "sharpness":
+        from nladv_core import features
+
+        return Outcome(*features.verdict(next(iter(pictures), None)))
+    first = _by_seed(part, paper)
+    second = _by_seed(part, paper, part.minus) if part.minus is not None else None
     ran = set(first) if second is None else set(first) & set(second)
     if not ran:
         return Outcome("not run", "no record" if second is None else "no seed for which both were run")
@@ -220,70 +269,83 @@ def outcome(part: Part, paper: Sequence[Record]) -> Outcome:
         y = first[seed] if second is None else _minus(first[seed], second[seed])
         if y is not None:
             found.append(y)
-    where = f"{_NAMES[part.axis]} {part.at:g}"
+    options = part.options or {}
+    place = f"{_NAMES.get(options['axis'], options['axis'])} {options['at']:g}" if part.statistic == "at" else ""
     if len(ran) < SEEDS:
         told = f": {np.mean(found):.2f}" if found else ""
         return Outcome("too few seeds", f"{_plural(len(ran))}{told}, expected at least {SEEDS}", len(ran))
-    if len(found) < SEEDS:
-        return Outcome("inconclusive", f"the runs of {len(found)} of {len(ran)} seeds reach {where}", len(found))
+    if len(found) < (len(ran) if part.every else SEEDS):
+        reached = f"reach {place}" if place else "reach what is asked for"
+        return Outcome("inconclusive", f"the runs of {len(found)} of {len(ran)} seeds {reached}", len(found))
     verdict, note = _verdict(part, found)
-    return Outcome(verdict, f"{note} at {where}, {_plural(len(found))}", len(found))
+    seeds = _plural(len(found)) if len(found) == len(ran) else f"{len(found)} of {_plural(len(ran))}"
+    return Outcome(verdict, f"{note}{f' at {place}' if place else ''}, {seeds}", len(found))
 
 
 def evidence(claim: Claim, reduced: Sequence[Record]) -> tuple[str, ...]:
-    """What linearized `reduced` runs show at their weakest and strongest penalty, one line a network; no verdict."""
+    """What linearized `reduced` runs show at their weakest and strongest penalty, one line a network; no verdict.
+
+    Runs that stop at a goal share are no points of a curve over strengths and left out.
+    """
     if claim.reduced is None:
         return ()
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    for record in reduced:
+    networks: dict[RunSpec, list[Record]] = {}
+    for record in effects.linearized(reduced):
         spec = record.spec
-        if spec.linearized and all(getattr(spec, name) == wanted for name, wanted in claim.reduced.items()):
-            residual = "" if spec.residual else " without residual connections"
-            groups.setdefault((spec.net + residual, spec.data, spec.granularity), []).append(record)
+        if spec.goal is None and all(getattr(spec, name) == wanted for name, wanted in claim.reduced.items()):
+            networks.setdefault(effects.family(spec), []).append(record)
+    names = [_network(network) for network in networks]
     told = []
-    for (net, data, granularity), runs in sorted(groups.items()):
+    for network, runs in networks.items():
+        name = _network(network)
+        if names.count(name) > 1:
+            name += f", {network.recipe.epochs} epochs" + (f" on {network.train} images" if network.train else "")
         ends = []
-        for omega in (min(r.spec.omega for r in runs), max(r.spec.omega for r in runs)):
+        for omega in sorted({min(r.spec.omega for r in runs), max(r.spec.omega for r in runs)}):
             end = [r.metrics for r in runs if r.spec.omega == omega]
             accuracy = 100 * np.mean([m["test_accuracy"] for m in end])
             ends.append(f"{accuracy:.1f} % at NAPL {np.mean([m['napl'] for m in end]):.2f} (ω {omega:g})")
         seeds = len({r.spec.seed for r in runs})
-        told.append(f"{net} on {data}, {granularity}-wise: from {ends[0]} to {ends[1]}, {_plural(seeds)}")
-    return tuple(told)
+        told.append(f"{name}: {'from ' * (len(ends) > 1)}{' to '.join(ends)}, {_plural(seeds)}")
+    return tuple(sorted(told))
 
 
-def interpolate(axis: Sequence[float], column: Sequence[float], at: float) -> float | None:
-    """`column` where the polygon through the points, in their order, has `axis` equal to `at`.
-
-    A polygon that passes there more than once counts with the mean of its crossings; one that never does gives None:
-    nothing is extrapolated.
-    """
-    found = [y for x, y in zip(axis, column, strict=True) if x == at]
-    for i in range(len(axis) - 1):
-        low, high = axis[i], axis[i + 1]
-        if min(low, high) < at < max(low, high):
-            share = (at - low) / (high - low)
-            found.append(column[i] + share * (column[i + 1] - column[i]))
-    return float(np.mean(found)) if found else None
+def _network(spec: RunSpec) -> str:
+    """A linearized network in words."""
+    name = (spec.origin or spec.net) + (f" of width {spec.width:g}" if spec.width != 1 else "")
+    name += " without residual connections" if not spec.residual else ""
+    name += f" with shortcut {spec.shortcut}" if spec.shortcut != "A" else ""
+    return f"{name} on {spec.data}, {spec.granularity}-wise"
 
 
-_NAMES = {"napl": "NAPL", "omega": "ω", None: ""}
+_NAMES = {"napl": "NAPL", "apl": "APL", "omega": "ω", "active_fraction": "active share"}
+# Statistics that do not need the whole curve of a seed: they look between neighbours, or at single retrainings.
+_OF_A_PART = ("at", "kept depth", "retrained minus linearized")
 
 
 def _verdict(part: Part, found: Sequence[float]) -> tuple[str, str]:
     """Verdict and numbers for one value a seed."""
     over = difference(found)
-    unit = " %" if part.column == "test_accuracy" and part.statistic == "at" else ""
-    note = f"{over.mean:.2f}{unit} (95 % interval {over.low:.2f} to {over.high:.2f})"
-    if part.statistic == "difference":
-        if over.low > 0 or over.high < 0:
-            side = "higher" if over.low > 0 else "lower"
+    percent = part.statistic == "at" and part.minus is None and (part.options or {})["column"] == "test_accuracy"
+    note = f"{over.mean:.2f}{' %' if percent else ''} (95 % interval {over.low:.2f} to {over.high:.2f})"
+    low, high = (min(found), max(found)) if part.every else (over.low, over.high)
+    if part.every:
+        note = f"{low:.2f} to {high:.2f}"
+    if part.direction is not None:
+        if low > 0 or high < 0:
+            side = "higher" if low > 0 else "lower"
             return ("reproduced" if part.direction in (side, "any") else "differs"), note
         return "inconclusive", note
-    if part.at_least is not None:
-        if over.low > part.at_least:
+    if part.at_least is not None or part.at_most is not None or part.within is not None:
+        floor = part.at_least if part.at_least is not None else -math.inf
+        ceiling = part.at_most if part.at_most is not None else math.inf
+        if part.within is not None:
+            floor, ceiling = -part.within, part.within
+        if part.every:
+            return ("reproduced" if floor <= low and high <= ceiling else "differs"), note
+        if floor < low and high < ceiling:
             return "reproduced", note
-        return ("differs" if over.high < part.at_least else "inconclusive"), note
+        return ("differs" if high < floor or low > ceiling else "inconclusive"), note
     assert part.value is not None and part.tolerance is not None  # checked when the part was made
     away = over.mean - part.value
     # The paper's numbers have two decimals: what is written as 0.5 away must not fail for a rounding error of 1e-15.
@@ -295,50 +357,33 @@ def _verdict(part: Part, found: Sequence[float]) -> tuple[str, str]:
     return ("exceeds" if away > 0 else "differs"), note
 
 
-def _by_seed(part: Part, chosen: Mapping[str, Any], paper: Sequence[Record]) -> dict[int, float | None]:
+def _by_seed(part: Part, paper: Sequence[Record], differing: Mapping[str, Any] | None = None) -> effects.BySeed:
     """Seed -> the statistic of its runs, None where they do not reach the place that is asked for."""
-    template = _template(chosen)
-    curves: dict[int, list[tuple[float, float, float]]] = {}
-    for record in paper:
-        spec = record.spec
-        if spec.parent is None or not spec.omega > 0:
-            continue
-        if replace(spec, seed=0, omega=1.0, parent=replace(spec.parent, seed=0)) != template:
-            continue
-        y = record.metrics[str(part.column)] * _COLUMNS[str(part.column)]
-        x = spec.omega if part.axis == "omega" else record.metrics[str(part.axis)]
-        curves.setdefault(spec.seed, []).append((spec.omega, x, y))
-    found: dict[int, float | None] = {}
-    for seed, points in curves.items():
-        points.sort()
-        found[seed] = interpolate([x for _, x, _ in points], [y for _, _, y in points], float(part.at or 0.0))
-    return found
+    specs = part.specs(differing)
+    wanted = set(map(effects.family, specs))
+    chosen = [record for record in paper if effects.family(record.spec) in wanted]
+    found = effects.named(part.statistic, chosen, **(part.options or {}))
+    if part.statistic in _OF_A_PART:
+        return found
+    return {seed: y for seed, y in found.items() if _whole(seed, specs, [record.spec for record in chosen])}
+
+
+def _whole(seed: int, wanted: Sequence[RunSpec], ran: Sequence[RunSpec]) -> bool:
+    """Whether `seed` has every linearized network that is wanted, at as many strengths: half an experiment is none."""
+
+    def strengths(specs: Iterable[RunSpec]) -> dict[RunSpec, set[float]]:
+        found: dict[RunSpec, set[float]] = {}
+        for spec in specs:
+            if spec.omega > 0:
+                found.setdefault(effects.family(spec), set()).add(spec.omega)
+        return found
+
+    have = strengths(spec for spec in ran if spec.seed == seed)
+    return all(len(have.get(network, ())) >= len(omegas) for network, omegas in strengths(wanted).items())
 
 
 def _minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
-
-
-def _template(chosen: Mapping[str, Any]) -> RunSpec:
-    """The run that a `runs` table describes, with seed 0 and omega 1.
-
-    Raises:
-        SpecError: an unknown field, recipe or value.
-    """
-    given = dict(chosen)
-    for name in given:
-        if name in ("seed", "omega") or name not in values.hints(RunSpec):
-            raise SpecError(f"runs: {name!r} cannot be chosen{values.nearest(name, values.hints(RunSpec))}")
-    named = {name: given.pop(name, None) for name in ("recipe", "parent")}
-    for name, recipe in named.items():
-        if recipe not in RECIPES:
-            raise SpecError(f"runs: {name} is {recipe!r}, expected a recipe{values.nearest(str(recipe), RECIPES)}")
-    shared = {n: v for n, v in given.items() if n in ("data", "net", "width", "residual", "shortcut", "train", "test")}
-    try:
-        parent = RunSpec(**shared, recipe=RECIPES[named["parent"]])
-        return RunSpec(**given, recipe=RECIPES[named["recipe"]], parent=parent, omega=1.0)
-    except TypeError as error:
-        raise SpecError(f"runs: {error}") from None
 
 
 @lru_cache(maxsize=4)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import json
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nladv_core.errors import NladvError, SpecError
+
+_KEY = re.compile("[0-9a-f]{12}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `nladv status | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"nladv: {where}{error.strerror}; make room, then the same command goes on from there", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -43,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         return command
 
-    run = add("run", _run, "Compute the missing runs of a chapter, or the run that a JSON file specifies.")
-    run.add_argument("what", metavar="chapter|spec.json")
+    run = add("run", _run, "Compute the missing runs of a chapter, runs by key, or the run that a JSON file specifies.")
+    run.add_argument("what", metavar="chapter|key|spec.json", nargs="+", help="one chapter, one file, or keys")
     run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     status = add("status", _status, "Say which runs are stored, chapter by chapter.")
     why = add("why", _why, "Say why a stored run is used or not, and what computing it would take.")
@@ -57,10 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     chapter = add("chapter", _chapter, "Execute one chapter with papermill.")
     chapter.add_argument("what", metavar="chapter")
     chapter.add_argument("-o", "--output", type=Path, help="the executed notebook (default: under build/)")
-    book = add("book", _book, "Execute the chapters that changed and render the book.")
-    download = add("download", _download, "Fetch CIFAR from its official page and check it.")
-    download.add_argument("what", metavar="data set", help="cifar10 or cifar100")
-    for command in (run, status, campaign, chapter, book):
+    book = add("book", _book, "Execute the chapters that changed, one by one, and render the book.")
+    plan = add("plan", _plan, "Say what a build of the book has to do.")
+    plan.add_argument("--json", action="store_true", help="as JSON")
+    plan.add_argument("--every-run", action="store_true", help="also missing runs of chapters that are not due")
+    plan.add_argument("--batch-minutes", type=float, default=5.0, help="runs share a job up to this time (default: 5)")
+    render = add("render", _render, "Render the book from its executed chapters.")
+    for command in (book, plan, render):
+        command.add_argument("--build", type=Path, metavar="FOLDER", help="the build folder (default: build/)")
+    download = add("download", _download, "Fetch a data set from its official page and check it.")
+    download.add_argument("what", metavar="data set", help="cifar10, cifar100, cinic10 or tiny-imagenet")
+    for command in (run, status, campaign, chapter, book, plan):
         command.add_argument("--tier", help="smoke, quick, reduced or paper (default: quick)")
     for command in (run, chapter):
         command.add_argument(
@@ -106,16 +124,28 @@ def _value(text: str) -> Any:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from nladv_core import experiments, runs
+    from nladv_core import experiments, grid, runs, tiers
 
     given = _parameters(parsed)
-    if parsed.what.endswith(".json"):
+    what = parsed.what[0]
+    if all(_KEY.fullmatch(key) for key in parsed.what):
+        if set(given) - {"tier"}:
+            raise SpecError("runs given by key take no parameters but the tier; give the chapter instead")
+        refresh, start = given.get("tier") in tiers.LIVE, time.perf_counter()
+        number = f"{len(parsed.what)} run{'s' * (len(parsed.what) > 1)}"
+        print(f"{number}: computing ...", flush=True)
+        runs.run(grid.specs(parsed.what, given.get("tier")), workers=parsed.workers, refresh=refresh)
+        print(f"{number}: done in {time.perf_counter() - start:.1f} s", flush=True)
+        return
+    if len(parsed.what) > 1:
+        raise SpecError("give one chapter, one file, or several keys (12 hex digits each)")
+    if what.endswith(".json"):
         if given:
             raise SpecError("a run given as a file takes no parameters; write them into the file")
-        spec = runs.RunSpec.from_json(_json(Path(parsed.what)))
+        spec = runs.RunSpec.from_json(_json(Path(what)))
         frame = runs.run([spec], workers=parsed.workers)
     else:
-        frame = experiments.chapter(parsed.what, given).run(workers=parsed.workers)
+        frame = experiments.chapter(what, given).run(workers=parsed.workers)
     if frame.empty:
         print("nothing to compute: this chapter needs no runs")
         return
@@ -133,21 +163,9 @@ def _json(path: Path) -> Any:
 
 
 def _status(parsed: argparse.Namespace) -> None:
-    from nladv_core import experiments
-    from nladv_core.store import Store
+    from nladv_core import grid
 
-    store = Store()
-    keys = set(store.keys())
-    print(f"{len(keys)} runs in {store.folder}" + (f" and {len(store.also)} folders beside it" if store.also else ""))
-    tiers = [parsed.tier] if parsed.tier is not None else list(experiments.TIERS)
-    for name in experiments.CHAPTERS:
-        for tier in tiers:
-            specs = experiments.chapter(name, {"tier": tier, "device": "cpu"}).specs()
-            if not specs:
-                continue
-            states = [store.state(spec) for spec in specs]
-            told = [f"{states.count(state)} {state}" for state in dict.fromkeys(["done", *sorted(states)])]
-            print(f"{name:24s} {tier:8s} {', '.join(told)}, of {len(specs)}")
+    print("\n".join(grid.status(parsed.tier)))
 
 
 def _download(parsed: argparse.Namespace) -> None:
@@ -186,7 +204,30 @@ def _chapter(parsed: argparse.Namespace) -> None:
 def _book(parsed: argparse.Namespace) -> None:
     from nladv_core import book
 
-    print(book.build(**({} if parsed.tier is None else {"tier": parsed.tier})))
+    print(book.build(**({} if parsed.tier is None else {"tier": parsed.tier}), folder=parsed.build))
+
+
+def _plan(parsed: argparse.Namespace) -> None:
+    from nladv_core import grid
+
+    plan = grid.plan(
+        parsed.tier or "quick", parsed.build, batch_minutes=parsed.batch_minutes, every_run=parsed.every_run
+    )
+    if parsed.json:
+        print(json.dumps(plan.to_json(), indent=2))
+        return
+    for name, batch in plan.batches.items():
+        after = f", after {', '.join(batch.after)}" if batch.after else ""
+        print(f"batch {name}: {len(batch.keys)} runs, about {batch.seconds:.0f} s on one core{after}")
+    for name, batches in plan.chapters.items():
+        print(f"chapter {name}" + (f", after {', '.join(batches)}" if batches else ""))
+    print("pages" if plan.pages else "nothing has changed")
+
+
+def _render(parsed: argparse.Namespace) -> None:
+    from nladv_core import book
+
+    print(book.render(parsed.build))
 
 
 if __name__ == "__main__":

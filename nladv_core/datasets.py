@@ -1,8 +1,13 @@
 """The paper's data sets by name, as uint8 tensors that stay on the device, and one that needs no download.
 
 * `"digits"`: handwritten digits on photographs, made here from what scikit-learn ships. Works offline.
-* `"cifar10"`, `"cifar100"`: real images from Parquet packs in the folder named by `NLADV_DATA` (format:
-  data/README.md), or else from the official archives that `nladv download` fetches; decoded once into the cache.
+* `"cifar10"`, `"cifar100"`, `"cinic10"`, `"tiny-imagenet"`: real images from Parquet packs or, for the last two, the
+  official folders in the folder named by `NLADV_DATA` (format: data/README.md), or else from the official archives that
+  `nladv download` fetches; decoded once into the cache. CINIC-10's validation split is not used (ours: the paper does
+  not say); Tiny ImageNet's serves as test split, since the labels of its own are secret.
+* `"imagenet"`: ILSVRC-2012 from packs or folders, 224 pixels from the middle of the image whose shorter side is 256
+  (§4), decoded once into files of the cache that stay there (150,528 bytes an image: 193 GB for all); its validation
+  split serves as test split.
 
 Images are augmented and normalised in batch, on the device they lie on.
 """
@@ -12,14 +17,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
-import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +36,30 @@ from torch import Tensor
 
 from nladv_core import downloads
 from nladv_core.errors import DataError, SpecError
+from nladv_core.image_files import MappedImages, Official, Source, decode, find_packs, folder_source, pack_source
 from nladv_core.places import cache_dir, data_dir
 
-DATASETS = ("digits", "cifar10", "cifar100")
+_CIFAR_ROWS, _CINIC_ROWS = {"train": 50_000, "test": 10_000}, {"train": 90_000, "test": 90_000}
+OFFICIAL: Mapping[str, Official] = MappingProxyType(
+    {
+        "cifar10": Official(title="CIFAR-10", classes=10, rows=_CIFAR_ROWS),
+        "cifar100": Official(title="CIFAR-100", classes=100, rows=_CIFAR_ROWS),
+        "cinic10": Official(title="CINIC-10", classes=10, rows=_CINIC_ROWS),
+        "tiny-imagenet": Official(
+            title="Tiny ImageNet", classes=200, rows={"train": 100_000, "test": 10_000}, side=64, test="val"
+        ),
+        "imagenet": Official(
+            title="ImageNet",
+            classes=1000,
+            rows={"train": 1_281_167, "test": 50_000},
+            side=224,
+            resize=256,
+            test="val",
+            mapped=True,
+        ),
+    }
+)
+DATASETS = ("digits", *OFFICIAL)
 DEFAULT_DIFFICULTY = 0.5
 
 
@@ -42,20 +72,22 @@ class ImageData:
 
     Attributes:
         name: what `load` was asked for.
-        train_images, test_images: uint8 [N, 3, H, W], RGB, 0..255.
+        train_images, test_images: uint8 [N, 3, H, W], RGB, 0..255; ImageNet's stay in files (`MappedImages`, which is
+            indexed and split like a tensor).
         train_labels, test_labels: int64 [N], 0 .. len(classes) - 1.
         classes: name of each label.
         mean, std: float32 [3], of the training images / 255, on the device of the images; std is the population's.
         checksum: SHA-256 (hex) over shapes, pixels and labels of both splits: equal exactly for equal data.
+            (ImageNet's: over the sums of either split.)
         description: one sentence for a provenance line: what it is and how many rows.
         complete: whether every row of the official splits is there (generated data are always complete). Results on
             part of a data set are never results on that data set.
     """
 
     name: str
-    train_images: Tensor
+    train_images: Tensor | MappedImages
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | MappedImages
     test_labels: Tensor
     classes: tuple[str, ...]
     mean: Tensor
@@ -79,16 +111,21 @@ class ImageData:
         kept_test = _checked_count("test", test, len(self.test_labels), self.name)
         if (kept_train, kept_test) == (len(self.train_labels), len(self.test_labels)):
             return self
-        return _bundle(  # clones, so that the rows left out can be freed
+        return _bundle(
             self.name,
-            self.train_images[:kept_train].clone(),
+            _head(self.train_images, kept_train),
             self.train_labels[:kept_train].clone(),
-            self.test_images[:kept_test].clone(),
+            _head(self.test_images, kept_test),
             self.test_labels[:kept_test].clone(),
             classes=self.classes,
             description=f"{self.description.rstrip('.')}; of these the first {kept_train:,} and {kept_test:,}.",
             complete=False,
         )
+
+
+def _head(images: Tensor | MappedImages, count: int) -> Tensor | MappedImages:
+    """The first images; of tensors a copy, so that the rest can be freed."""
+    return images.head(count) if isinstance(images, MappedImages) else images[:count].clone()
 
 
 def _checked_count(split: str, count: int | None, available: int | None, name: str) -> int:
@@ -105,20 +142,25 @@ def _checked_count(split: str, count: int | None, available: int | None, name: s
 
 def _bundle(
     name: str,
-    train_images: Tensor,
+    train_images: Tensor | MappedImages,
     train_labels: Tensor,
-    test_images: Tensor,
+    test_images: Tensor | MappedImages,
     test_labels: Tensor,
     *,
     classes: Sequence[str],
     description: str,
     complete: bool,
+    summaries: Sequence[_Summary] | None = None,
 ) -> ImageData:
+    if summaries is None and (isinstance(train_images, MappedImages) or isinstance(test_images, MappedImages)):
+        summaries = [_Summary.of(train_images, train_labels), _Summary.of(test_images, test_labels)]
     digest = hashlib.sha256()
-    for tensor in (train_images, train_labels, test_images, test_labels):
-        digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(tensor.cpu().contiguous().numpy().data)
-    mean, std = _moments(train_images)
+    if summaries is None:
+        for tensor in (train_images, train_labels, test_images, test_labels):
+            _add(digest, tensor)
+    else:
+        digest.update("".join(summary.sha256 for summary in summaries).encode())
+    mean, std = _moments(_values(train_images) if summaries is None else summaries[0].values)
     return ImageData(
         name,
         train_images,
@@ -126,22 +168,50 @@ def _bundle(
         test_images,
         test_labels,
         classes=tuple(classes),
-        mean=mean,
-        std=std,
+        mean=mean.to(train_images.device),
+        std=std.to(train_images.device),
         checksum=digest.hexdigest(),
         description=description,
         complete=complete,
     )
 
 
-def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Summary:
+    """Of a split that is too large to be read at each start: SHA-256 of images and labels, number of each value."""
+
+    sha256: str
+    values: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor | MappedImages, labels: Tensor) -> _Summary:
+        digest = hashlib.sha256()
+        _add(digest, images)
+        _add(digest, labels)
+        return cls(digest.hexdigest(), _values(images))
+
+
+def _add(digest: hashlib._Hash, tensor: Tensor | MappedImages) -> None:
+    digest.update(repr(tuple(tensor.shape)).encode())
+    for part in tensor.split(4096):
+        digest.update(part.cpu().contiguous().numpy().data)
+
+
+def _values(images: Tensor | MappedImages) -> Tensor:
+    """How often each of the 256 values occurs in each channel: int64 [3, 256]."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(4096):  # counting needs several times the memory of what is counted
+        counts += torch.stack([torch.bincount(c.flatten().cpu(), minlength=256) for c in part.unbind(1)])
+    return counts
+
+
+def _moments(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel of images / 255, exact: sums over the 256 possible values."""
     values = torch.arange(256, dtype=torch.float64) / 255
-    shares = [torch.bincount(channel.flatten().cpu(), minlength=256).double() for channel in images.unbind(1)]
-    weights = torch.stack([share / share.sum() for share in shares])
+    weights = counts.double() / counts.sum(1, keepdim=True).double()
     mean = weights @ values
     variance = (weights * (values - mean[:, None]) ** 2).sum(1)
-    return mean.float().to(images.device), variance.sqrt().float().to(images.device)
+    return mean.float(), variance.sqrt().float()
 
 
 def load(
@@ -156,11 +226,13 @@ def load(
     """A data set by name.
 
     Args:
-        name: "digits", "cifar10" or "cifar100".
-        size: side of the images in pixels. digits: 8 to 128, default 16. CIFAR: 32, its only size.
+        name: "digits", "cifar10", "cifar100", "cinic10", "tiny-imagenet" or "imagenet".
+        size: side of the images in pixels. digits: 8 to 128, default 16. The others have one size each: 32 for CIFAR
+            and CINIC-10, 64 for Tiny ImageNet, 224 for ImageNet.
         difficulty: digits only, 0 (easy) to 1 (hard), default 0.5; see `embedded_digits`.
-        train, test: number of images. digits: any, default 6,000 and 2,000. CIFAR: the first so many rows in the order
-            of the packs, default all.
+        train, test: number of images. digits: any, default 6,000 and 2,000. The others: the first so many rows, default
+            all. Rows stand as in the packs or in CIFAR's archives; those of folders and of the other archives go round
+            the classes in turn, so that the first N are a fair subset.
         device: where the tensors go.
 
     Raises:
@@ -179,11 +251,13 @@ def load(
             test=2000 if test is None else test,
         )
         return data.to(device)
-    if size not in (None, 32):
-        raise SpecError(f"{name}: size={size!r} was asked for, but its images are 32 pixels; leave size out.")
+    side = OFFICIAL[name].side
+    if size not in (None, side):
+        raise SpecError(f"{name}: size={size!r} was asked for, but its images are {side} pixels; leave size out.")
     if difficulty is not None:
         raise SpecError(f"{name}: difficulty={difficulty!r} was given, but only digits have that knob; leave it out.")
-    return _cifar(name).subset(train, test).to(device)
+    found = _mapped(name, train, test) if OFFICIAL[name].mapped else _resident(name).subset(train, test)
+    return found.to(device)
 
 
 # --------------------------------------------------------------------------------------- augmentation, normalisation
@@ -416,78 +490,72 @@ def _cut_patches(photograph: Tensor, corners: Tensor, side: float, size: int) ->
     )
 
 
-# ------------------------------------------------------------------------------------------- real images from packs
+# ------------------------------------------------------------------------------------ real images, decoded only once
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Official:
-    """What the whole of a published data set holds."""
+def _source(name: str) -> tuple[str, Callable[[], Source | _Decoded]]:
+    """A text that changes with the files of a data set, and how to read them: packs, official folders, or an archive.
 
-    title: str
-    classes: int
-    rows: dict[str, int]
-    side: int = 32
-
-
-_OFFICIAL = {
-    "cifar10": _Official(title="CIFAR-10", classes=10, rows={"train": 50_000, "test": 10_000}),
-    "cifar100": _Official(title="CIFAR-100", classes=100, rows={"train": 50_000, "test": 10_000}),
-}
-
-
-def _cifar(name: str) -> ImageData:
-    """A set from its packs, or else from the downloaded official archive, by way of the cache.
-
-    Rows of an archive stand in the official order, those of packs in theirs (files by name, then rows as stored). The
-    cache file is named after names and contents of all files, so that another or a changed one is noticed.
+    Raises:
+        DataError: nothing there, or not as documented.
     """
-    official = _OFFICIAL[name]
-    key, root, archive = hashlib.sha256(), data_dir(), downloads.place(name)
-    if archive.is_file() and (root is None or not (root / name).is_dir()):
+    official, root = OFFICIAL[name], data_dir()
+    help_ = _help(name)
+    archive = downloads.place(name) if name in downloads.ARCHIVES else None
+    folder = None if root is None else root / name
+    packed = folder is not None and any(folder.glob("*train*.parquet"))
+    unpacked = None
+    if folder is not None and name in _FOLDERS:
+        unpacked = next((path for path in (folder, folder / "tiny-imagenet-200") if (path / "train").is_dir()), None)
+    if archive is not None and archive.is_file() and not packed and unpacked is None:
         downloads.check(name, archive)
-        key.update(f"{archive.name}\n{_file_sum(archive)}\n".encode())
-        read: Callable[[], _Decoded] = lambda: downloads.read(name, archive)
-    else:
-        packs = _find_packs(name)
-        for path in packs["train"] + packs["test"]:
-            key.update(f"{path.name}\n{path.stat().st_size}\n{_file_sum(path)}\n".encode())
-        read = lambda: _read_packs(packs, official)
-    cached = cache_dir() / "datasets" / f"{name}-{key.hexdigest()[:16]}.safetensors"
-    tensors, classes = _decoded(cached, read)
-    counts = {split: len(tensors[f"{split}_labels"]) for split in official.rows}
-    complete = counts == official.rows
-    lacking = "" if complete else f" (of {official.rows['train']:,} and {official.rows['test']:,})"
-    return _bundle(
-        name,
-        tensors["train_images"],
-        tensors["train_labels"],
-        tensors["test_images"],
-        tensors["test_labels"],
-        classes=classes,
-        description=f"{official.title}, {counts['train']:,} training and {counts['test']:,} test images{lacking}.",
-        complete=complete,
-    )
+        return f"{archive.name}\n{_file_sum(archive)}\n", lambda: downloads.read(name, archive, official)
+    reason = absent(name)
+    if reason is not None or folder is None:
+        raise DataError(reason)
+    if unpacked is not None and not packed:
+        source, fingerprint = folder_source(name, unpacked, official, help_)
+        return fingerprint, lambda: source
+    packs = find_packs(name, folder, official, help_)
+    paths = [path for found in packs.values() for path in found]
+    told = _file_end if official.mapped else _file_sum
+    fingerprint = "".join(f"{path.name}\n{path.stat().st_size}\n{told(path)}\n" for path in paths)
+    return fingerprint, lambda: pack_source(packs, official)
 
 
-def _find_packs(name: str) -> dict[str, list[Path]]:
-    """The Parquet files of either split, by name."""
+def absent(name: str) -> str | None:
+    """Why a data set is not there at all, in one sentence; None if there is an archive or a folder of it.
+
+    Nothing is read, so `load` may still refuse what is there.
+    """
+    if name == "digits" or (name in downloads.ARCHIVES and downloads.place(name).is_file()):
+        return None
     root = data_dir()
-    help_ = (
-        f"put {name}-train-*.parquet and {name}-test.parquet into a folder {name}, set the environment variable "
-        f"NLADV_DATA to the folder that holds it (format: data/README.md), run `nladv download {name}`, or use "
-        '"digits", which works offline'
-    )
     if root is None:
-        raise DataError(f"{name} is not there, for NLADV_DATA is not set; {help_}.")
-    folder = root / name
-    if not folder.is_dir():
-        raise DataError(f"{name} is not there: {folder} is not a folder; {help_}.")
-    files = sorted(folder.glob("*.parquet"))
-    packs = {split: [path for path in files if split in path.name] for split in ("train", "test")}
-    for split, paths in packs.items():
-        if not paths:
-            raise DataError(f"{name} is not there: {folder} holds no file *{split}*.parquet; {help_}.")
-    return packs
+        return f"{name} is not there, for NLADV_DATA is not set; {_help(name)}."
+    if not (root / name).is_dir():
+        return f"{name} is not there: {root / name} is not a folder; {_help(name)}."
+    return None
+
+
+# Sets whose official form is folders of image files.
+_FOLDERS = ("cinic10", "tiny-imagenet", "imagenet")
+
+
+def _help(name: str) -> str:
+    """What to do when a data set is not there."""
+    test = OFFICIAL[name].test
+    ways = [f"put {name}-train-*.parquet and {name}-{test}.parquet into a folder {name}"]
+    if name in _FOLDERS:
+        inside = "images" if name == "tiny-imagenet" else "class folders"
+        ways[0] = (
+            f"put {name}-train-*.parquet and {name}-{test}.parquet, or the official folders train and {test} with "
+        )
+        ways[0] += f"their {inside}, into a folder {name}"
+    ways[0] += ", set the environment variable NLADV_DATA to the folder that holds it (format: data/README.md)"
+    if name in downloads.ARCHIVES:
+        ways.append(f"run `nladv download {name}`")
+    return ", ".join([*ways, 'or use "digits", which works offline'])
 
 
 def _file_sum(path: Path) -> str:
@@ -498,47 +566,110 @@ def _file_sum(path: Path) -> str:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions or copy it again.") from None
 
 
+def _file_end(path: Path) -> str:
+    """The sum of the last 64 KiB, where a Parquet file says what it holds: for packs too large to be read each time."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions or copy it again.") from None
+
+
 _Decoded = tuple[dict[str, Tensor], tuple[str, ...]]
+
+
+def _resident(name: str) -> ImageData:
+    """A set from packs, folders or the downloaded official archive, by way of the cache.
+
+    The cache file is named after names and contents of all files, so that another or a changed one is noticed.
+    """
+    official = OFFICIAL[name]
+    fingerprint, read = _source(name)
+    key = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+    tensors, classes = _decoded(
+        cache_dir() / "datasets" / f"{name}-{key}.safetensors", lambda: _tensors(read(), official)
+    )
+    counts = {split: len(tensors[f"{split}_labels"]) for split in official.rows}
+    return _bundle(
+        name,
+        tensors["train_images"],
+        tensors["train_labels"],
+        tensors["test_images"],
+        tensors["test_labels"],
+        classes=classes,
+        description=_description(official, counts),
+        complete=counts == official.rows,
+    )
+
+
+def _description(official: Official, counts: Mapping[str, int]) -> str:
+    lacking = "" if counts == official.rows else f" (of {official.rows['train']:,} and {official.rows['test']:,})"
+    test = "test" if official.test == "test" else "validation"
+    return f"{official.title}, {counts['train']:,} training and {counts['test']:,} {test} images{lacking}."
+
+
+def _tensors(source: Source | _Decoded, official: Official) -> _Decoded:
+    """All images of a source, decoded."""
+    if not isinstance(source, Source):
+        return source
+    tensors: dict[str, Tensor] = {}
+    for split, count in source.counts.items():
+        images = torch.empty(count, 3, official.side, official.side, dtype=torch.uint8)
+
+        def keep(start: int, lot: Tensor, images: Tensor = images) -> None:
+            images[start : start + len(lot)] = lot
+
+        tensors[f"{split}_labels"] = torch.tensor(decode(source.rows(split), official, keep))
+        tensors[f"{split}_images"] = images
+    return tensors, source.classes
 
 
 def _decoded(cached: Path, read: Callable[[], _Decoded]) -> _Decoded:
     """Images and labels of both splits and the class names, decoded at most once however many processes ask."""
+    with _cache(cached.with_suffix(".lock")):
+        stored = _read_cache(cached, "classes")
+        if stored is None:
+            stored = read()
+            _write_cache(cached, stored[0], {"classes": json.dumps(stored[1])})
+        return stored[0], tuple(stored[1])
+
+
+@contextmanager
+def _cache(lock: Path) -> Iterator[None]:
+    """The folder of prepared images, locked; what the disk refuses becomes one sentence."""
     from filelock import FileLock
 
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cached.with_suffix(".lock")):
-            stored = _read_cache(cached)
-            if stored is None:
-                stored = read()
-                _write_cache(cached, *stored)
-            return stored
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            yield
     except OSError as error:
         raise DataError(
-            f"the decoded images cannot be kept in {cached.parent} ({error.strerror or error}); make room there or set "
+            f"the decoded images cannot be kept in {lock.parent} ({error.strerror or error}); make room there or set "
             "NLADV_CACHE to a folder that can be written."
         ) from None
 
 
-def _read_cache(cached: Path) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """None if there is none, or one that something cut short: it can always be made again."""
+def _read_cache(cached: Path, told: str) -> tuple[dict[str, Tensor], Any] | None:
+    """Tensors and what the metadata tell (JSON); None if there is none, or one that something cut short."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(cached, framework="pt") as file:
-            classes = tuple(json.loads(file.metadata()["classes"]))
-            return {key: file.get_tensor(key) for key in file.keys()}, classes  # noqa: SIM118 (not a dict)
+            metadata = json.loads(file.metadata()[told])
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except (FileNotFoundError, SafetensorError):
-        return None
+        return None  # it can always be made again
 
 
-def _write_cache(cached: Path, tensors: dict[str, Tensor], classes: tuple[str, ...]) -> None:
+def _write_cache(cached: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Atomic: written under another name, synced, then renamed."""
     from safetensors.torch import save_file
 
     partial = cached.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, partial, metadata={"classes": json.dumps(classes)})
+        save_file(tensors, partial, metadata=metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(cached)
@@ -546,97 +677,92 @@ def _write_cache(cached: Path, tensors: dict[str, Tensor], classes: tuple[str, .
         partial.unlink(missing_ok=True)
 
 
-def _read_packs(packs: dict[str, list[Path]], official: _Official) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    tensors: dict[str, Tensor] = {}
-    names: dict[Path, tuple[str, ...] | None] = {}
-    for split, paths in packs.items():
-        parts = []
-        for path in paths:
-            images, labels, names[path] = _read_pack(path, official)
-            parts.append((images, labels))
-        tensors[f"{split}_images"] = torch.cat([images for images, _ in parts])
-        tensors[f"{split}_labels"] = torch.cat([labels for _, labels in parts])
-    first = next(iter(names.values()))
-    for path, found in names.items():
-        if found != first:
-            raise DataError(
-                f"{path} names its classes otherwise than the other packs beside it; the packs must be of one set."
-            )
-    return tensors, first or tuple(str(label) for label in range(official.classes))
+# ------------------------------------------------------------------------------------- real images that fill a disk
 
 
-def _read_pack(path: Path, official: _Official) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
-    """Images uint8 [N, 3, side, side], labels int64 [N] and, where the schema has them, class names."""
-    import pyarrow
-    import pyarrow.parquet
-
-    copy_again = "copy it again and compare its sum with SHA256SUMS"
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a whole Parquet file ({reason}); {copy_again}.") from None
-    schema = table.schema
-    if not {"image", "label"} <= set(schema.names):
-        raise DataError(
-            f"{path} has the columns {', '.join(schema.names) or 'none'}; expected image and label, as data/README.md "
-            "describes."
-        )
-    image_type, label_type = schema.field("image").type, schema.field("label").type
-    if not pyarrow.types.is_struct(image_type) or image_type.get_field_index("bytes") < 0:
-        raise DataError(
-            f"{path}: column image is of type {image_type}; expected a struct with the field bytes (the encoded file)."
-        )
-    if not pyarrow.types.is_integer(label_type):
-        raise DataError(f"{path}: column label is of type {label_type}; expected int64.")
-    if table.num_rows == 0:
-        raise DataError(f"{path} holds no row; {copy_again}.")
-    names = _class_names(schema.metadata or {})
-    if names is not None and len(names) != official.classes:
-        raise DataError(
-            f"{path} names {len(names)} classes; {official.title} has {official.classes}: it is another data set."
-        )
-
-    column = table.column("label").combine_chunks()
-    if column.null_count:
-        raise DataError(f"{path}: {column.null_count} rows have no label; {copy_again}.")
-    labels = torch.from_numpy(column.to_numpy().astype("int64"))
-    wrong = torch.nonzero((labels < 0) | (labels >= official.classes)).flatten()
-    if len(wrong):
-        raise DataError(
-            f"{path}: row {int(wrong[0])} has label {int(labels[wrong[0]])}; labels of {official.title} are 0 to "
-            f"{official.classes - 1}."
-        )
-    encoded = table.column("image").combine_chunks().field("bytes").to_pylist()
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
-        decoded = pool.map(lambda row: _decode(row[1], row[0], path, official.side), enumerate(encoded))
-        images = torch.stack(list(decoded))
-    return images, labels, names
+def _mapped(name: str, train: int | None, test: int | None) -> ImageData:
+    """A set whose decoded images stay in files of the cache; no more of it is decoded than is asked for."""
+    official = OFFICIAL[name]
+    fingerprint, read = _source(name)
+    source = read()
+    assert isinstance(source, Source)
+    kept = {
+        split: _checked_count(split, count, source.counts[split], name)
+        for split, count in (("train", train), ("test", test))
+    }
+    found = {split: _prepared(name, split, source, fingerprint, kept[split]) for split in kept}
+    description = _description(official, source.counts)
+    if kept != source.counts:
+        description = f"{description.rstrip('.')}; of these the first {kept['train']:,} and {kept['test']:,}."
+    return _bundle(
+        name,
+        *found["train"][:2],
+        *found["test"][:2],
+        classes=source.classes,
+        description=description,
+        complete=kept == official.rows,
+        summaries=[summary for _, _, summary in found.values()],
+    )
 
 
-def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
-    """Names of the labels, where the schema carries them in the convention of Hugging Face `datasets`."""
-    try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-        return tuple(str(name) for name in names)
-    except (KeyError, TypeError, ValueError):
-        return None
+def _prepared(
+    name: str, split: str, source: Source, fingerprint: str, count: int
+) -> tuple[MappedImages, Tensor, _Summary]:
+    """The first `count` images of a split in their file, made at most once; beside it labels and summary.
+
+    The pixels are written first: whoever sees the labels sees them whole.
+    """
+    official = OFFICIAL[name]
+    key = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+    pixels = cache_dir() / "datasets" / f"{name}-{split}-{count}-{key}.pixels"
+    labels = pixels.with_suffix(".safetensors")
+    shape = (count, 3, official.side, official.side)
+    with _cache(pixels.with_suffix(".lock")):
+        whole = pixels.is_file() and pixels.stat().st_size == math.prod(shape)
+        stored = _read_cache(labels, "sha256") if whole else None
+        if stored is None:
+            free = shutil.disk_usage(pixels.parent).free
+            if math.prod(shape) > free:
+                raise DataError(
+                    f"{name}: {count:,} images take {math.prod(shape) / 1e9:.1f} GB in {pixels.parent}, where "
+                    f"{free / 1e9:.1f} GB are free; make room, set NLADV_CACHE to a larger disk, or ask for fewer "
+                    f"images ({split})."
+                )
+            partial = pixels.with_suffix(f".{os.getpid()}.tmp")
+            digest, values = hashlib.sha256(repr(shape).encode()), torch.zeros(3, 256, dtype=torch.int64)
+            try:
+                with partial.open("wb") as file, _progress(f"{name} {split}", count) as bar:
+
+                    def keep(start: int, lot: Tensor) -> None:
+                        nonlocal values
+                        content = lot.contiguous().numpy().data
+                        file.write(content)
+                        digest.update(content)
+                        values = values + _values(lot)
+                        bar(len(lot))
+
+                    rows = itertools.islice(source.rows(split), count)
+                    found = torch.tensor(decode(rows, official, keep))
+                    file.flush()
+                    os.fsync(file.fileno())
+                labels.unlink(missing_ok=True)
+                partial.replace(pixels)
+            finally:
+                partial.unlink(missing_ok=True)
+            _add(digest, found)
+            stored = {"labels": found, "values": values}, digest.hexdigest()
+            _write_cache(labels, stored[0], {"sha256": json.dumps(stored[1])})
+        (tensors, sha256) = stored
+        return MappedImages(pixels, shape), tensors["labels"], _Summary(sha256, tensors["values"])
 
 
-def _decode(encoded: bytes | None, row: int, path: Path, side: int) -> Tensor:
-    import numpy as np
-    from PIL import Image
+@contextmanager
+def _progress(what: str, count: int) -> Iterator[Callable[[int], object]]:
+    """A bar over images on standard error, where somebody looks."""
+    if not sys.stderr.isatty() or os.environ.get("NLADV_PROGRESS", "") == "0":
+        yield lambda more: None
+        return
+    from tqdm import tqdm
 
-    try:
-        with Image.open(io.BytesIO(encoded or b""), formats=("PNG", "WEBP", "JPEG")) as image:
-            pixels = np.array(image.convert("RGB"))
-    except Exception as error:  # on foreign bytes decoders raise OSError, SyntaxError, struct.error, ...: undocumented
-        raise DataError(
-            f"{path}: the image in row {row} cannot be decoded ({type(error).__name__}); expected a PNG, WebP or JPEG "
-            "file: copy the pack again and compare its sum with SHA256SUMS."
-        ) from None
-    if pixels.shape != (side, side, 3):
-        raise DataError(
-            f"{path}: the image in row {row} is {pixels.shape[1]} x {pixels.shape[0]} pixels; expected {side} x {side}."
-        )
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    with tqdm(total=count, desc=f"decoding {what}", unit="image", leave=False) as bar:
+        yield bar.update

@@ -9,170 +9,13 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, get_args
 
-from nladv_core import nets, runs, values
+from nladv_core import nets, values
 from nladv_core.errors import SpecError
-from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
 from nladv_core.specs import RunSpec
-from nladv_core.store import Store
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tier:
-    """What a tier decides where a chapter's parameter is None.
-
-    Attributes:
-        dataset, network, width: names and width factor.
-        train, test, size, difficulty: how much of a data set, and what kind of digits; None is the whole set.
-        training, linearization: names of recipes.
-        omegas, layer_omegas: from nearly all units active to the collapse of accuracy, channel-wise and layer-wise.
-            Such values scale with the steps and rates of the recipe. A layer's slope answers for all its channels in
-            the loss but is penalised once, so it takes a larger omega. The paper's list is lost; these are ours.
-        omega: one value in the middle, for a chapter that shows a single run.
-        seeds: repetitions, parent and linearization alike.
-    """
-
-    dataset: str
-    network: str
-    width: float = 1.0
-    train: int | None = None
-    test: int | None = None
-    size: int | None = None
-    difficulty: float | None = None
-    training: str
-    linearization: str
-    omegas: tuple[float, ...]
-    layer_omegas: tuple[float, ...]
-    omega: float
-    seeds: tuple[int, ...]
-
-
-TIERS: Mapping[str, Tier] = {
-    "smoke": Tier(
-        dataset="digits",
-        network="resnet8",
-        width=0.5,
-        train=320,
-        test=200,
-        size=8,
-        difficulty=0.0,
-        training="smoke-train",
-        linearization="smoke-linearize",
-        omegas=(0.1, 3.0),
-        layer_omegas=(0.1, 3.0),
-        omega=0.5,
-        seeds=(0,),
-    ),
-    "quick": Tier(
-        dataset="digits",
-        network="resnet14",
-        width=0.5,
-        train=2000,
-        test=1000,
-        size=16,
-        difficulty=0.25,
-        training="quick-train",
-        linearization="quick-linearize",
-        omegas=(0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 1.0),
-        layer_omegas=(0.03, 0.1, 0.3, 1.0, 3.0),
-        omega=0.03,
-        seeds=(0, 1, 2),
-    ),
-    "reduced": Tier(
-        dataset="cifar10",
-        network="resnet20",
-        training="reduced-train",
-        linearization="reduced-linearize",
-        omegas=(0.001, 0.002, 0.003, 0.005, 0.01, 0.02),
-        layer_omegas=(0.003, 0.01, 0.03, 0.1, 0.3),
-        omega=0.004,
-        seeds=(0, 1),
-    ),
-    "paper": Tier(
-        dataset="cifar10",
-        network="resnet56",
-        training="cifar-train",
-        linearization="cifar-linearize",
-        omegas=(0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.004, 0.01),
-        layer_omegas=(0.001, 0.003, 0.01, 0.03, 0.1),
-        omega=0.001,
-        seeds=(0, 1, 2),
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chapter:
-    """What all chapters have in common.
-
-    Attributes:
-        tier: "smoke", "quick", "reduced" or "paper".
-        device: "auto", "cpu", "cuda", ...
-    """
-
-    name: ClassVar[str] = ""
-    tier: str = "quick"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        values.canonical(self, self.name)
-        if self.tier not in TIERS:
-            raise SpecError(
-                f"{self.name}: tier is {self.tier!r}, expected one of {', '.join(TIERS)}"
-                f"{values.nearest(self.tier, TIERS)}"
-            )
-        for field in fields(self):
-            if getattr(self, field.name) == ():
-                raise SpecError(f"{self.name}: {field.name} is empty, expected at least one value (or null: by tier)")
-        runs.pick_device(self.device)
-        self.specs()  # whatever a run would refuse is refused here, before anything is computed
-
-    def specs(self) -> list[RunSpec]:
-        """The runs that the chapter shows, each once; their parents are trained as needed. No run at all for some."""
-        return []
-
-    def run(self, store: Store | None = None, *, workers: int | None = None, progress: bool = True) -> pd.DataFrame:
-        """Compute what is missing and return one row per run (`Store.frame`).
-
-        At smoke and quick also what other sources than today's computed; larger runs never go stale.
-        """
-        refresh = self.tier in ("smoke", "quick")
-        return runs.run(self.specs(), store, workers=workers, progress=progress, device=self.device, refresh=refresh)
-
-    def _parent(self, dataset: str | None, network: str | None, seed: int, *, width: float | None = None) -> RunSpec:
-        tier = TIERS[self.tier]
-        dataset = dataset or tier.dataset
-        if network is not None and "/" in network:
-            if width not in (None, 1):
-                raise SpecError(f"{self.name}: width is {width:g}, but {network} is taken as published; leave it out")
-            net = nets.PUBLISHED[network].net if network in nets.PUBLISHED else tier.network
-            return RunSpec(data=dataset, net=net, recipe=UNTRAINED, published=network, test=tier.test)
-        digits = dataset == "digits"
-        return RunSpec(
-            data=dataset,
-            net=network or tier.network,
-            width=tier.width if width is None else width,
-            recipe=self._recipe(tier.training, dataset),
-            seed=seed,
-            size=tier.size if digits else None,
-            difficulty=tier.difficulty if digits else None,
-            train=tier.train,
-            test=tier.test,
-        )
-
-    def _child(self, parent: RunSpec, **more: Any) -> RunSpec:
-        """A run on the same data that starts from `parent`."""
-        return replace(parent, published=None, parent=parent, train=TIERS[self.tier].train, **more)
-
-    def _recipe(self, name: str, dataset: str, epochs: int | None = None) -> Recipe:
-        """A recipe by name; mirrored digits are no digits, all other images are flipped (§4)."""
-        recipe = replace(RECIPES[name], flip=dataset != "digits")
-        return recipe if epochs is None else recipe.shortened(epochs)
+from nladv_core.tiers import TIERS, Chapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +66,209 @@ class PathLength(Chapter):
         object.__setattr__(self, "network", self.network or ("resnet20" if self.tier == "smoke" else "resnet56"))
 
 
+MASKS = ("exact", "layer", "global")
+SCHEDULES = ("restart", "continue")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainingMasks(Chapter):
+    """Chapter 03 (§4.1.1): new networks trained with the pattern of active units of a linearized one.
+
+    One network is trained and linearized; then others are trained from new weights, for as long as the first was, with
+    its masks: as they are, permuted within each layer, or over the network.
+
+    Attributes:
+        dataset, network: None: by tier. Not a published network: its training cannot be repeated here.
+        residuals: with residual connections (S), without (NS), or both; None: both at the tier "paper", else with.
+        omega: strength of the linearization, > 0; None: by tier.
+        masks: of "exact", "layer", "global".
+        seeds: of the retrainings; None: those of the tier, at the tier "paper" five as in the paper.
+        seed: of the network that is linearized.
+    """
+
+    name: ClassVar[str] = "03_retraining_masks"
+    dataset: str | None = None
+    network: str | None = None
+    residuals: tuple[bool, ...] | None = None
+    omega: float | None = None
+    masks: tuple[str, ...] = MASKS
+    seeds: tuple[int, ...] | None = None
+    seed: int = 0
+
+    @classmethod
+    def editions(cls, tier: str) -> list[Self]:
+        """At the tier "paper" the networks of the paper's table (Fig. 3)."""
+        if tier != "paper":
+            return super().editions(tier)
+        orders: list[tuple[str, str | None, bool]] = [
+            ("cifar10", None, True),
+            ("cifar100", None, True),
+            ("cifar10", None, False),
+            ("cifar100", None, False),
+            ("cifar10", "pyramidnet110", True),
+        ]
+        return [
+            cls(tier=tier, device="cpu", dataset=dataset, network=network, residuals=(residual,))
+            for dataset, network, residual in orders
+        ]
+
+    def specs(self) -> list[RunSpec]:
+        """For each architecture: parent, linearization, and the retrainings for each kind of mask."""
+        tier = TIERS[self.tier]
+        omega = tier.omega if self.omega is None else self.omega
+        if not omega > 0:
+            raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it every mask is the same")
+        for kind in self.masks:
+            if kind not in MASKS:
+                raise SpecError(f"{self.name}: masks has {kind!r}, expected some of {', '.join(MASKS)}")
+        seeds = self.seeds or (tuple(range(5)) if self.tier == "paper" else tier.seeds)
+        found: dict[RunSpec, None] = {}
+        for residual in self.residuals or ((True, False) if self.tier == "paper" else (True,)):
+            parent = self._own(
+                self._parent(self.dataset, self.network, self.seed, residual=residual, small=True),
+                "was trained elsewhere, and its masks must be tried by the same training",
+            )
+            recipe = self._recipe(tier.short, parent.data)
+            linearized = self._child(parent, seed=self.seed, recipe=recipe, omega=omega)
+            found |= dict.fromkeys((parent, linearized))
+            training = self._recipe(tier.training, parent.data)
+            for kind in self.masks:
+                for seed in seeds:
+                    again = replace(linearized, parent=linearized, omega=0.0, masks=kind, seed=seed, recipe=training)
+                    found[again] = None
+        return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyAndLate(Chapter):
+    """Chapter 04 (§4.1.2): how long a network was trained before its slopes are switched on, at an equal share left.
+
+    A network is trained for some epochs of the original schedule, then linearized for a given number of epochs until a
+    goal share of its units is inactive. Start 0 linearizes a network that was never trained.
+
+    Attributes:
+        datasets, difficulties, network, width: None: by tier. Difficulties are those of digits.
+        starts: epochs of training before, from 0 to the length of the original training; None: by tier.
+        goal: share of units to make inactive, in (0, 1); None: by tier.
+        omega: strength until then, > 0; None: by tier.
+        schedules: "restart" (the learning rate of the linearization's own recipe) and "continue" (that of the original
+            schedule, from where it stopped). The paper does not say which (ours: "restart").
+        seeds: repetitions; None: by tier.
+        epochs: of the linearization; None: by tier.
+    """
+
+    name: ClassVar[str] = "04_early_and_late"
+    datasets: tuple[str, ...] | None = None
+    difficulties: tuple[float, ...] | None = None
+    network: str | None = None
+    width: float | None = None
+    starts: tuple[int, ...] | None = None
+    goal: float | None = None
+    omega: float | None = None
+    schedules: tuple[str, ...] = ("restart",)
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+
+    @classmethod
+    def editions(cls, tier: str) -> list[Self]:
+        """The harder of two data sets, where the paper sees more, comes first; last, it under the other schedule."""
+        if tier in ("smoke", "quick"):
+            return super().editions(tier)
+        seeds = (0, 1, 2)
+        orders = [("cifar100", "restart"), ("cifar10", "restart"), ("cifar100", "continue")]
+        return [
+            cls(tier=tier, device="cpu", datasets=(data,), schedules=(schedule,), seeds=seeds)
+            for data, schedule in orders
+        ]
+
+    def specs(self) -> list[RunSpec]:
+        """For each task, seed, schedule and start: the linearization and the parent it starts from."""
+        tier = TIERS[self.tier]
+        for schedule in self.schedules:
+            if schedule not in SCHEDULES:
+                raise SpecError(f"{self.name}: schedules has {schedule!r}, expected some of {', '.join(SCHEDULES)}")
+        if self.omega is not None and not self.omega > 0:
+            raise SpecError(f"{self.name}: omega is {self.omega:g}, expected above 0: without it no goal is reached")
+        difficulties = self.difficulties or ((tier.difficulty,) if tier.difficulty is not None else None)
+        datasets = self.datasets or (tier.dataset,)
+        difficulties = difficulties if "digits" in datasets else self.difficulties
+        found: dict[RunSpec, None] = {}
+        for dataset, difficulty in self._tasks(datasets, difficulties):
+            for seed in self.seeds or tier.seeds:
+                whole = self._parent(dataset, self.network, seed, width=self.width, difficulty=difficulty, small=True)
+                self._own(whole, "is known after its training only, but this chapter starts within it")
+                found |= dict.fromkeys(
+                    spec for start in self.starts or tier.starts for spec in self._from(whole, start)
+                )
+        return list(found)
+
+    def _from(self, whole: RunSpec, start: int) -> list[RunSpec]:
+        tier = TIERS[self.tier]
+        if not 0 <= start <= whole.recipe.epochs:
+            raise SpecError(
+                f"{self.name}: starts has {start}, expected epochs of the training: 0 to {whole.recipe.epochs}"
+            )
+        short = self._recipe(tier.short, whole.data, self.epochs)
+        more: dict[str, Any] = {
+            "omega": tier.goal_omega if self.omega is None else self.omega,
+            "goal": tier.goal if self.goal is None else self.goal,
+        }
+        recipes = {"restart": short, "continue": whole.recipe.onwards(start, short.epochs)}
+        if start == 0:
+            return [replace(whole, recipe=recipes[schedule], **more) for schedule in self.schedules]
+        parent = replace(whole, recipe=whole.recipe.until(start))
+        return [parent, *(self._child(parent, recipe=recipes[schedule], **more) for schedule in self.schedules)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(Chapter):
+    """Chapter 05 (§4.2): in which layers units stay active, epoch by epoch, with and without residual connections.
+
+    Attributes:
+        dataset, network: None: by tier. The network may be a published one (a key of `nets.PUBLISHED`).
+        residuals: with residual connections (S), without (NS), or both; None: both, but a published network as it is.
+        omega: strength, > 0; None: by tier.
+        seeds: repetitions; None: by tier.
+        epochs: of the linearization; None: by tier.
+    """
+
+    name: ClassVar[str] = "05_structure"
+    dataset: str | None = None
+    network: str | None = None
+    residuals: tuple[bool, ...] | None = None
+    omega: float | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+
+    @classmethod
+    def editions(cls, tier: str) -> list[Self]:
+        """At reduced size what chapter 06 linearizes from published networks; in the paper's two data sets."""
+        if tier == "reduced":
+            deep: dict[str, Any] = {"network": "akamaster/resnet56", "omega": 0.04, "epochs": 3, "seeds": (0,)}
+            return [cls(tier=tier, device="cpu"), cls(tier=tier, device="cpu", **deep)]
+        if tier == "paper":
+            return [cls(tier=tier, device="cpu", dataset=dataset) for dataset in ("cifar10", "cifar100")]
+        return super().editions(tier)
+
+    def specs(self) -> list[RunSpec]:
+        """Parents and their linearizations."""
+        tier = TIERS[self.tier]
+        omega = tier.omega if self.omega is None else self.omega
+        if not omega > 0:
+            raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it no unit becomes linear")
+        found: dict[RunSpec, None] = {}
+        network = self.network
+        if network is None and self.residuals and False in self.residuals:
+            network = tier.network  # a published one has its residual connections; both are to be of one kind
+        first = self._parent(self.dataset, network, 0)
+        for residual in self.residuals or ((True,) if first.published else (True, False)):
+            for seed in self.seeds or tier.seeds:
+                parent = self._parent(self.dataset, network, seed, residual=residual)
+                recipe = self._recipe(tier.short, parent.data, self.epochs)
+                found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+        return list(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AccuracyAndDepth(Chapter):
     """Chapter 06 (§4.2): accuracy against NAPL over omega.
@@ -231,22 +277,54 @@ class AccuracyAndDepth(Chapter):
         dataset, width: None: by tier.
         network: a name for `nets.build`, or a published network (a key of `nets.PUBLISHED`, such as
             "akamaster/resnet20") that becomes the one parent of all seeds; None: by tier.
+        residual: with residual connections (S) or without (NS).
         omegas: strengths for channel-wise slopes, >= 0; None: by tier.
         layer_omegas: strengths for layer-wise slopes, >= 0; None: by tier.
         seeds: repetitions; None: by tier.
         granularities: of "channel", "layer", "pixel" (which takes the channel-wise omegas).
         epochs: of the linearization, its schedule scaled; None: the tier's recipe.
+        p: exponent of the penalty, > 0 (0.5 in the paper).
     """
 
     name: ClassVar[str] = "06_accuracy_and_depth"
     dataset: str | None = None
     network: str | None = None
     width: float | None = None
+    residual: bool = True
     omegas: tuple[float, ...] | None = None
     layer_omegas: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     granularities: tuple[str, ...] = ("channel", "layer")
     epochs: int | None = None
+    p: float = 0.5
+
+    @classmethod
+    def editions(cls, tier: str) -> list[Self]:
+        """At reduced size published networks of two depths, an own one of the paper's kind, and layers for channels.
+
+        At the tier "paper" its curves: both data sets, with and without residual connections.
+        """
+
+        def edition(**given: Any) -> Any:
+            return cls(tier=tier, device="cpu", **({"granularities": ("channel",)} | given))
+
+        if tier == "reduced":
+            deep = {"network": "akamaster/resnet56", "omegas": (0.015, 0.04), "epochs": 3, "seeds": (0,)}
+            own = {"network": "resnet20", "omegas": (0.008, 0.015, 0.03, 0.08), "epochs": 3, "seeds": (0,)}
+            return [edition(), edition(**deep), edition(**own), edition(granularities=("layer",))]
+        if tier == "paper":
+            pyramid = {"network": "pyramidnet110"}
+            return [
+                edition(),
+                edition(dataset="cifar100"),
+                edition(residual=False),
+                edition(dataset="cifar100", residual=False),
+                edition(granularities=("layer",)),
+                edition(**pyramid),
+                edition(**pyramid, residual=False),
+                edition(dataset="imagenet", network="torchvision/resnet50", omegas=(0.0003, 0.001, 0.003, 0.01)),
+            ]
+        return super().editions(tier)
 
     def parents(self) -> list[RunSpec]:
         """The networks before linearization, one per seed; a published network is one for all seeds."""
@@ -255,7 +333,8 @@ class AccuracyAndDepth(Chapter):
     def _starts(self) -> dict[int, RunSpec]:
         """The parent of each seed."""
         seeds = TIERS[self.tier].seeds if self.seeds is None else self.seeds
-        return {seed: self._parent(self.dataset, self.network, seed, width=self.width) for seed in seeds}
+        more: dict[str, Any] = {"width": self.width, "residual": self.residual}
+        return {seed: self._parent(self.dataset, self.network, seed, **more) for seed in seeds}
 
     def specs(self) -> list[RunSpec]:
         """Parents, and their linearizations for each granularity and omega."""
@@ -268,8 +347,144 @@ class AccuracyAndDepth(Chapter):
                 for seed, parent in starts.items():
                     recipe = self._recipe(tier.linearization, parent.data, self.epochs)
                     more = {"recipe": recipe, "omega": omega, "granularity": granularity}
+                    more |= {"p": self.p} if omega > 0 else {}
                     found[self._child(parent, seed=seed, **more)] = None
         return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width(Chapter):
+    """Chapter 07 (§4.3.1): how many units stay active in networks of different initial width (shortcut B).
+
+    Attributes:
+        dataset, network: None: by tier.
+        widths: factors of the number of channels, > 0; None: by tier.
+        omega: strength, > 0; None: by tier.
+        seeds: repetitions; None: by tier.
+        epochs: of the linearization; None: by tier.
+    """
+
+    name: ClassVar[str] = "07_width"
+    dataset: str | None = None
+    network: str | None = None
+    widths: tuple[float, ...] | None = None
+    omega: float | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+
+    def specs(self) -> list[RunSpec]:
+        """Parents and their linearizations, width by width."""
+        tier = TIERS[self.tier]
+        omega = tier.omega if self.omega is None else self.omega
+        if not omega > 0:
+            raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it no unit becomes linear")
+        found: dict[RunSpec, None] = {}
+        for width in self.widths or tier.widths:
+            for seed in self.seeds or tier.seeds:
+                parent = self._parent(self.dataset, self.network, seed, width=width, shortcut="B", small=True)
+                recipe = self._recipe(tier.linearization, parent.data, self.epochs)
+                found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+        return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(Chapter):
+    """Chapter 08 (§4.3.2, App. B.4): what depth is left in networks of different initial depth.
+
+    Attributes:
+        dataset, width: None: by tier.
+        family: networks are named `<family><depth>`: "resnet", "toynet", "akamaster/resnet"; None: by tier.
+        depths: None: by tier.
+        omegas: strengths, > 0; None: the two strongest of the tier's few.
+        seeds: repetitions; None: by tier.
+        epochs: of the linearization; None: by tier.
+    """
+
+    name: ClassVar[str] = "08_depth"
+    dataset: str | None = None
+    width: float | None = None
+    family: str | None = None
+    depths: tuple[int, ...] | None = None
+    omegas: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+
+    @classmethod
+    def editions(cls, tier: str) -> list[Self]:
+        """At reduced size published networks of four depths; at the tier "paper" ResNets, then ToyNets."""
+        if tier == "reduced":
+            return [cls(tier=tier, device="cpu", omegas=(0.04,), epochs=3, seeds=(0,))]
+        if tier == "paper":
+            return [cls(tier=tier, device="cpu"), cls(tier=tier, device="cpu", family="toynet")]
+        return super().editions(tier)
+
+    def specs(self) -> list[RunSpec]:
+        """Parents and their linearizations, depth by depth."""
+        tier = TIERS[self.tier]
+        dataset = self.dataset or tier.dataset
+        family = self.family
+        if family is None:  # published networks know their own data only
+            known = f"{tier.family}{(self.depths or tier.depths)[0]}"
+            fits = known not in nets.PUBLISHED or (nets.PUBLISHED[known].data == dataset and self.width in (None, 1))
+            family = tier.family if fits else "resnet"
+        found: dict[RunSpec, None] = {}
+        for depth in self.depths or tier.depths:
+            for omega in self.omegas or tier.few[-2:]:
+                if not omega > 0:
+                    raise SpecError(f"{self.name}: omegas has {omega:g}, expected strengths above 0")
+                for seed in self.seeds or tier.seeds:
+                    parent = self._parent(dataset, f"{family}{depth}", seed, width=self.width)
+                    recipe = self._recipe(tier.linearization, parent.data, self.epochs)
+                    found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+        return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDifficulty(Chapter):
+    """Chapter 09 (§4.3.3): depth and accuracy over the strength of the penalty, on easy and hard data.
+
+    Attributes:
+        datasets, difficulties, network, width: None: by tier. Difficulties are those of digits.
+        omegas: strengths, >= 0; None: the tier's few.
+        seeds: repetitions; None: by tier.
+        epochs: of the linearization; None: by tier.
+    """
+
+    name: ClassVar[str] = "09_task_difficulty"
+    datasets: tuple[str, ...] | None = None
+    difficulties: tuple[float, ...] | None = None
+    network: str | None = None
+    width: float | None = None
+    omegas: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+
+    def specs(self) -> list[RunSpec]:
+        """Parents and their linearizations, task by task."""
+        tier = TIERS[self.tier]
+        found: dict[RunSpec, None] = {}
+        for dataset, difficulty in self._tasks(self.datasets or tier.datasets, self.difficulties):
+            for omega in self.omegas or tier.few:
+                for seed in self.seeds or tier.seeds:
+                    more: dict[str, Any] = {"width": self.width, "difficulty": difficulty, "small": True}
+                    parent = self._parent(dataset, self.network, seed, **more)
+                    recipe = self._recipe(tier.linearization, parent.data, self.epochs)
+                    found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+        return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unnormalized(AccuracyAndDepth):
+    """Chapter A1 (App. B.1): the pictures of chapter 06 over the unnormalised APL, from the same runs."""
+
+    name: ClassVar[str] = "A1_unnormalized"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveShare(AccuracyAndDepth):
+    """Chapter A2 (App. B.2): the pictures of chapter 06 over the share of active units, from the same runs."""
+
+    name: ClassVar[str] = "A2_active_share"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,12 +515,161 @@ class YourOwnNetwork(Chapter):
                 raise SpecError(f"{self.name}: {field} is {getattr(self, field)}, expected {expected}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureVisualization(Chapter):
+    """Chapter 10 (§4.4): pictures of the same channels before and after linearization, and how sharp they are.
+
+    Attributes:
+        dataset: by name; None: by tier.
+        network: a name for `nets.build`, a published one (a key of `nets.PUBLISHED`), or "squeezenet1_1",
+            trained on ImageNet and linearized by distillation; None: by tier.
+        omegas: two strengths > 0, the milder one first; None: by tier.
+        seed: of parent and linearizations.
+        control_seed: of the stronger linearization that is repeated; another than `seed`.
+        channels: how many at most, evenly spaced through the network; 0: all; None: by tier.
+        starts: seeds of the pictures: every channel is rendered once from each; None: by tier.
+        steps: of the rendering; None: by tier.
+        size: of the pictures in pixels; None: by tier and network.
+    """
+
+    name: ClassVar[str] = "10_feature_visualization"
+    dataset: str | None = None
+    network: str | None = None
+    omegas: tuple[float, ...] | None = None
+    seed: int = 0
+    control_seed: int = 1
+    channels: int | None = None
+    starts: tuple[int, ...] | None = None
+    steps: int | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        from nladv_core.sharpness import Rendering
+
+        values.canonical(self, self.name)
+        if self.tier == "paper" and self.network is self.dataset is None:
+            object.__setattr__(self, "network", "torchvision/resnet50")
+            object.__setattr__(self, "dataset", "imagenet")
+        for field, value in (_FEATURES.get(self.tier, {}) | _TAUGHT.get(self.network or "", {})).items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, value)
+        super().__post_init__()
+        if self.control_seed == self.seed:
+            raise SpecError(f"{self.name}: control_seed is {self.seed} like seed, expected another")
+        if (self.channels or 0) < 0:
+            raise SpecError(f"{self.name}: channels is {self.channels}, expected at least 0 (0: all of them)")
+        if self._taught() and self.dataset is not None:
+            raise SpecError(f"{self.name}: {self.network} learns from Tiny ImageNet's images; leave dataset out")
+        for start in self.starts or ():
+            Rendering(size=self.size or 32, steps=1 if self.steps is None else self.steps, seed=start)
+
+    def _taught(self) -> bool:
+        return self.network in _TAUGHT
+
+    def strengths(self) -> tuple[float, ...]:
+        """The two strengths.
+
+        Raises:
+            SpecError: others were given than two above 0, the smaller one first.
+        """
+        found = self.omegas or ()
+        if len(found) != 2 or not 0 < found[0] < found[1]:
+            raise SpecError(f"{self.name}: omegas is {list(found)}, expected two above 0, the smaller one first")
+        return found
+
+    def by_role(self) -> dict[str, RunSpec]:
+        """The runs by what they are to each other (`features.ROLES`); none for a network taught by distillation."""
+        if self._taught():
+            return {}
+        small = _DIGITS_NET if self.tier in ("smoke", "quick") else None
+        parent = self._parent(self.dataset, self.network or small, self.seed)
+        if parent.data == "digits":
+            parent = replace(parent, size=32)
+        weak, strong = self.strengths()
+        recipe = self._recipe(TIERS[self.tier].linearization, parent.data)
+        return {
+            "relu": parent,
+            "weak": self._child(parent, seed=self.seed, recipe=recipe, omega=weak),
+            "strong": self._child(parent, seed=self.seed, recipe=recipe, omega=strong),
+            "seed": self._child(parent, seed=self.control_seed, recipe=recipe, omega=strong),
+            "control": self._child(parent, seed=self.seed, recipe=recipe, omega=0.0, start=recipe.epochs),
+        }
+
+    def specs(self) -> list[RunSpec]:
+        """Parent, two linearizations and two controls."""
+        return list(self.by_role().values())
+
+    def distillations(self) -> dict[str, Any]:
+        """Role -> `distillation.Distillation`, for a network that teaches itself; else nothing."""
+        if not self._taught():
+            return {}
+        from nladv_core.distillation import Distillation
+
+        strengths = zip(("weak", "strong"), self.strengths(), strict=True)
+        return {role: Distillation(teacher=str(self.network), omega=omega, seed=self.seed) for role, omega in strengths}
+
+    def title(self) -> str:
+        """The architecture and its data in words."""
+        if self._taught():
+            from nladv_core.distillation import TEACHERS
+
+            return f"{TEACHERS[str(self.network)].title} on ImageNet"
+        parent = self.by_role()["relu"]
+        return f"{parent.published or parent.net} on {parent.data}"
+
+    def record_name(self) -> str:
+        """Of the folder of its committed record."""
+        return self.title().replace("/", "-").replace(" ", "-").lower()
+
+    @classmethod
+    def editions(cls, tier: str) -> list[Self]:
+        """At reduced size a network for CIFAR-10 and one for ImageNet."""
+        found = super().editions(tier)
+        return [*found, cls(tier=tier, device="cpu", network="squeezenet1_1")] if tier == "reduced" else found
+
+
+# 32 pixels at every tier but the largest; a picture takes 128 steps (fewer only in tests).
+_FEATURES: dict[str, dict[str, Any]] = {
+    "smoke": {"omegas": (0.1, 0.5), "channels": 6, "starts": (0,), "steps": 12, "size": 32},
+    "quick": {"omegas": (0.03, 0.1), "channels": 24, "starts": (0,), "steps": 128, "size": 32},
+    "reduced": {"omegas": (0.004, 0.007), "channels": 0, "starts": (0, 1), "steps": 128, "size": 32},
+    "paper": {"omegas": (0.003, 0.01), "channels": 0, "starts": (0,), "steps": 512, "size": 224},
+}
+_DIGITS_NET = "resnet8"
+# Networks that were trained on ImageNet and teach themselves (nladv_core.distillation).
+_TAUGHT: dict[str, dict[str, Any]] = {
+    "squeezenet1_1": {"omegas": (0.002, 0.01), "channels": 64, "starts": (0,), "steps": 160, "size": 128},
+}
+
 _OWN = {"omega": 0.04, "seeds": (0, 1, 2), "epochs": 7, "images": 1000}
 _OWN_SMOKE = {"omega": 1.2, "seeds": (0,), "epochs": 2, "images": 256}  # few steps need a strong pull
 
 CHAPTERS: Mapping[str, type[Chapter]] = {
-    kind.name: kind for kind in (Linearization, PathLength, AccuracyAndDepth, YourOwnNetwork)
+    kind.name: kind
+    for kind in (
+        Linearization,
+        PathLength,
+        RetrainingMasks,
+        EarlyAndLate,
+        Structure,
+        AccuracyAndDepth,
+        Width,
+        Depth,
+        TaskDifficulty,
+        Unnormalized,
+        ActiveShare,
+        FeatureVisualization,
+        YourOwnNetwork,
+    )
 }
+
+
+def wanted(name: str, tier: str) -> list[RunSpec]:
+    """All runs that a chapter wants at a tier, each once: those of its default parameters, then of its editions."""
+    kind = CHAPTERS[name]
+    chapters = [kind(tier=tier, device="cpu"), *kind.editions(tier)]
+    return list(dict.fromkeys(spec for one in chapters for spec in one.specs()))
+
 
 _LITERALS = (str, int, float, bool, list, tuple, dict, type(None))
 _IPYTHON = ("In", "Out")

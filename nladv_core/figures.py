@@ -7,6 +7,7 @@ colours keep their names) and takes `source`, the line that `provenance` writes,
 from __future__ import annotations
 
 import contextlib
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -412,37 +413,55 @@ def napl_by_group(rows: pd.DataFrame, source: str) -> Figure:
 
 
 def _by_omega(frame: pd.DataFrame) -> pd.DataFrame:
-    return summaries.spread(frame, ["granularity", "omega"], ["test_accuracy", "napl", "active_fraction", "enw"])
+    return summaries.spread(frame, ["granularity", "omega"], ["test_accuracy", *MEASURES, "enw"])
 
 
-def accuracy_against_napl(frame: pd.DataFrame, parents: pd.DataFrame, source: str) -> Figure:
+# Measures of the nonlinearity that is left, with what the axis says and what turns them into percent.
+MEASURES = {
+    "napl": ("NAPL: active units on an average path", 1),
+    "apl": ("APL: active units on a path, all paths equal", 1),
+    "active_fraction": ("units active, %", 100),
+}
+
+
+def accuracy_against_napl(frame: pd.DataFrame, parents: pd.DataFrame, source: str, *, measure: str = "napl") -> Figure:
     """Test accuracy against NAPL: a point for each ω, its spread over seeds as bars, single runs behind.
 
     Args:
         frame: linearized runs, one row each.
         parents: the runs they started from, all units active.
         source: provenance.
+        measure: a key of `MEASURES` to take the place of the NAPL (App. B.1, B.2).
     """
-    require(parents, ["test_accuracy", "napl"])
+    require(parents, ["test_accuracy", measure])
     means = _by_omega(frame)
     with style():
         figure, axis = _new(height=3.5)
-        _accuracy_axis(axis, frame, means, parents)
+        _accuracy_axis(axis, frame, means, parents, measure)
         return _stamp(figure, source)
 
 
-def _accuracy_axis(axis: Axes, frame: pd.DataFrame, means: pd.DataFrame, parents: pd.DataFrame) -> None:
+def _accuracy_axis(
+    axis: Axes, frame: pd.DataFrame, means: pd.DataFrame, parents: pd.DataFrame, measure: str = "napl"
+) -> None:
+    label, scale = MEASURES[measure]
     for granularity, rows in means.groupby("granularity", sort=False):
         colour, marker, line = LOOKS[str(granularity)]
-        rows = rows.sort_values("napl")
+        rows = rows.sort_values(measure)
         runs = frame[frame["granularity"] == granularity]
         axis.plot(
-            runs["napl"], 100 * runs["test_accuracy"], marker, color=colour, alpha=0.25, markersize=3, linewidth=0
+            scale * runs[measure],
+            100 * runs["test_accuracy"],
+            marker,
+            color=colour,
+            alpha=0.25,
+            markersize=3,
+            linewidth=0,
         )
         axis.errorbar(
-            rows["napl"],
+            scale * rows[measure],
             100 * rows["test_accuracy"],
-            xerr=rows["napl_sd"].fillna(0),
+            xerr=scale * rows[f"{measure}_sd"].fillna(0),
             yerr=100 * rows["test_accuracy_sd"].fillna(0),
             color=colour,
             marker=marker,
@@ -456,9 +475,15 @@ def _accuracy_axis(axis: Axes, frame: pd.DataFrame, means: pd.DataFrame, parents
     axis.axhline(start, color=GREY, linestyle=":", linewidth=1)
     axis.axhspan(start - sd, start + sd, color=GREY, alpha=0.15, linewidth=0)
     axis.plot(
-        parents["napl"].mean(), start, "*", color="black", markersize=12, label="parent, all units active", linewidth=0
+        scale * parents[measure].mean(),
+        start,
+        "*",
+        color="black",
+        markersize=12,
+        label="parent, all units active",
+        linewidth=0,
     )
-    axis.set(xlabel="NAPL: active units on an average path", ylabel="test accuracy, %")
+    axis.set(xlabel=label, ylabel="test accuracy, %")
     axis.set_xlim(left=0)
     axis.legend(loc="lower right")
 
@@ -483,6 +508,77 @@ def active_against_omega(frame: pd.DataFrame, source: str) -> Figure:
         return _stamp(figure, source)
 
 
+_SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (RED, "D", ":"), (PURPLE, "v", "-"))
+
+
+def curves(
+    frame: pd.DataFrame,
+    x: str,
+    panels: Mapping[str, str],
+    by: str,
+    source: str,
+    *,
+    xlabel: str,
+    names: Mapping[Any, str] | None = None,
+    before: pd.DataFrame | None = None,
+    lines: Sequence[str] = (),
+    logarithmic: bool = False,
+) -> Figure:
+    """Metrics of linearized networks over one axis: mean and standard deviation over seeds, a line a group.
+
+    Args:
+        frame: linearized runs, one row each.
+        x: column of the horizontal axis.
+        panels: column -> label of the vertical axis, a panel each from top to bottom; accuracies and shares are drawn
+            in percent.
+        by: column whose values have a line each.
+        source: provenance.
+        xlabel: of the horizontal axis.
+        names: value of `by` -> name in the legend; default: the value itself.
+        before: the networks before linearization, one row each with columns `x` and those of the panels, drawn in grey.
+        lines: panels that get the least-squares line through all runs of a group, with its R² in the legend.
+        logarithmic: the horizontal axis.
+
+    Raises:
+        RecordError: no runs, or a column is missing.
+    """
+    from nladv_core import effects
+
+    means = summaries.spread(frame, [by, x], list(panels))
+    with style():
+        figure, axes = _new(len(panels), 1, 1.0 + 1.9 * len(panels), sharex=True, squeeze=False)
+        for axis, (column, label) in zip(axes[:, 0], panels.items(), strict=True):
+            scale = effects.COLUMNS.get(column, 1.0)
+            if before is not None:
+                start = summaries.spread(before.assign(_=0), ["_", x], [column]).sort_values(x)
+                spread = scale * start[f"{column}_sd"].fillna(0)
+                axis.errorbar(start[x], scale * start[column], yerr=spread, color=GREY, marker="*", markersize=8,
+                              linestyle=":", elinewidth=1, label="before linearization")  # fmt: skip
+            for (group, rows), (colour, marker, dashes) in zip(means.groupby(by), itertools.cycle(_SERIES)):
+                rows = rows.sort_values(x)
+                runs = frame[frame[by] == group]
+                name = (names or {}).get(group, str(group))
+                fitted = column in lines and runs[x].nunique() > 1
+                if fitted:
+                    slope, intercept, share = effects.line(runs[x].tolist(), (scale * runs[column]).tolist())
+                    ends = np.array([runs[x].min(), runs[x].max()])
+                    axis.plot(ends, intercept + slope * ends, color=colour, linewidth=1, alpha=0.6,
+                              label=f"line through {name}, R² {share:.2f}")  # fmt: skip
+                axis.plot(runs[x], scale * runs[column], marker, color=colour, alpha=0.25, markersize=3, linewidth=0)
+                axis.errorbar(rows[x], scale * rows[column], yerr=scale * rows[f"{column}_sd"].fillna(0), color=colour,
+                              marker=marker, markersize=5, linestyle="" if fitted else dashes, elinewidth=1,
+                              label=name)  # fmt: skip
+            axis.set(ylabel=label)
+        if logarithmic and (frame[x] > 0).all():
+            axes[0, 0].set_xscale("log")
+        else:
+            axes[-1, 0].set_xticks(sorted(set(frame[x])))
+        axes[-1, 0].set_xlabel(xlabel)
+        handles, labels = axes[-1 if lines else 0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        return _stamp(figure, source)
+
+
 def gap_at_equal_napl(comparison: summaries.EqualNapl, source: str) -> Figure:
     """Accuracy of one family minus the other's at equal NAPL: one line a seed, their mean, its 95 % t-interval."""
     gaps = [summaries.difference(column) for column in comparison.by_seed.T]
@@ -501,6 +597,23 @@ def gap_at_equal_napl(comparison: summaries.EqualNapl, source: str) -> Figure:
         axis.set(xlabel="NAPL", ylabel=f"{comparison.first} minus {comparison.second},\npoints of accuracy")
         axis.set_ylim(low - room, high + room)  # a wide interval must not flatten the lines
         axis.legend(loc="upper right")
+        return _stamp(figure, source)
+
+
+def measure_against_napl(frame: pd.DataFrame, measure: str, source: str) -> Figure:
+    """Every linearized network as a point: another measure of what is left (a key of `MEASURES`) over its NAPL."""
+    require(frame, ["granularity", "napl", measure])
+    label, scale = MEASURES[measure]
+    with style():
+        figure, axis = _new(height=2.9)
+        for granularity, rows in frame.groupby("granularity", sort=False):
+            colour, marker, _ = LOOKS[str(granularity)]
+            name = f"one slope per {granularity}"
+            axis.plot(rows["napl"], scale * rows[measure], marker, color=colour, alpha=0.7, markersize=4, label=name)
+        axis.set(xlabel=MEASURES["napl"][0], ylabel=label.partition(":")[0])
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+        axis.legend(loc="best")
         return _stamp(figure, source)
 
 

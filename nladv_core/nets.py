@@ -1,14 +1,17 @@
-"""The paper's CIFAR networks by name, and published weights to start from.
+"""The paper's networks by name (App. C.1), and published weights to start from.
 
-Two families, both of depth d = 6n + 2: one 3x3 stem convolution, three stages of n blocks with two 3x3 convolutions
-each and 16k / 32k / 64k planes (width factor k), the second and third stage entered with stride 2, global average
-pooling, one fully connected layer.
+ResNets, of depth d = 6n + 2: one 3x3 stem convolution, three stages of n blocks with two 3x3 convolutions each and
+16k / 32k / 64k planes (width factor k), the second and third stage entered with stride 2, global average pooling, one
+fully connected layer.
 
-* v2, `"resnet<d>"`, the paper's (App. C.1; He et al. 2016b, pre-activation): normalise, bend, convolve. Nothing between
-  stem and first block; one batch norm and one ReLU after the last. The shortcut reads the block's raw input.
+* v2, `"resnet<d>"`, the paper's (He et al. 2016b, pre-activation): normalise, bend, convolve. Nothing between stem and
+  first block; one batch norm and one ReLU after the last. The shortcut reads the block's raw input.
 * v1, `"resnet<d>v1"` (He et al. 2016a, post-activation): convolve, normalise, bend. One unit group after each addition.
 
-Every ReLU is a module of its own, called once per forward pass: d - 1 unit groups in either family.
+Others: `"pyramidnet110"` and its like of other depths, `"pyramidnet41"` for Tiny ImageNet (`PyramidNet`), `"toynet<d>"`
+(`ToyNet`), and `"torchvision/resnet50"` for ImageNet.
+
+In all but torchvision's every ReLU is a module of its own, called once per forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import hashlib
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nladv_core.compat import import_torchvision
 from nladv_core.errors import DataError, SpecError
 from nladv_core.places import data_dir
 
@@ -166,9 +170,7 @@ class ResNet(nn.Module):
             self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(4 * planes, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> logits [N, classes]."""
@@ -179,6 +181,171 @@ class ResNet(nn.Module):
         if self.version == 2:
             x = self.relu(self.bn(x))
         return self.linear(torch.flatten(self.pool(x), 1))
+
+
+class PyramidShortcut(nn.Module):
+    """Shortcut "A" of PyramidNets: 2x2 means where the block has stride 2, new channels filled with zeros behind.
+
+    [N, planes_in, H, W] -> [N, planes, ceil(H / stride), ceil(W / stride)]; no parameters. Means instead of every
+    second pixel: as in the code of Han et al. (2017) and the library of the paper's authors.
+    """
+
+    def __init__(self, planes_in: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.padding = (0, 0, 0, 0, 0, planes - planes_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average and pad."""
+        return F.pad(self.pool(x), self.padding)
+
+    def extra_repr(self) -> str:
+        """What `print(net)` shows."""
+        return f"channels={self.padding[4:]}"
+
+
+class PyramidBlock(nn.Module):
+    """BN-conv-BN-ReLU-conv-BN plus shortcut (no ReLU in front): one unit group; with `bottleneck` two.
+
+    A bottleneck is 1x1, 3x3, 1x1 with a ReLU between each two; its `planes` are a quarter of the block's output.
+    """
+
+    def __init__(self, planes_in: int, planes: int, stride: int, residual: bool, bottleneck: bool) -> None:
+        super().__init__()
+        out = 4 * planes if bottleneck else planes
+        self.bn1 = nn.BatchNorm2d(planes_in)
+        self.conv1 = _convolution(planes_in, planes, *((1, 1) if bottleneck else (stride, 3)))
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu1 = nn.ReLU()
+        middle = [_convolution(planes, planes, stride), nn.BatchNorm2d(planes), nn.ReLU()] if bottleneck else []
+        self.middle = nn.Sequential(*middle)
+        self.conv2 = _convolution(planes, out, kernel=1 if bottleneck else 3)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.shortcut = PyramidShortcut(planes_in, out, stride) if residual else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, planes_in, H, W] -> [N, planes (4 planes in bottlenecks), ceil(H / stride), ceil(W / stride)]."""
+        out = self.bn3(self.conv2(self.middle(self.relu1(self.bn2(self.conv1(self.bn1(x)))))))
+        return out if self.shortcut is None else out + self.shortcut(x)
+
+
+class PyramidNet(nn.Module):
+    """Widens a little in every block (Han et al. 2017; App. C.1): [N, in_channels, H, W] to logits [N, classes].
+
+    Use `build`, which checks its arguments. Our text of the paper lost the widening; these are the values of its
+    authors' library (JGU-VC/activation-pattern-analysis). Block i of b has `round(width * (first + i / b * widening))`
+    planes, i = 1 .. b.
+
+    * `"pyramidnet<d>"`, d = 6n + 2: stem 3x3 of 16 without ReLU, 3 stages of n blocks, 16 to 100 planes (α = 84), the
+      second and third stage entered with stride 2. One ReLU a block, one at the end: (d - 2) / 2 + 1 unit groups.
+      PyramidNet-110, 10 classes: 55 groups, 3,274 units, 3,904,446 parameters (as pytorchcv counts).
+    * `"pyramidnet41"`, for Tiny ImageNet's 64 pixels: stem 5x5 of 64, ReLU, 3x3 max pooling with stride 2; bottlenecks
+      [3, 4, 6], 32 to 128 planes and four times as many behind each. Two ReLUs a block, one in the stem, one at the
+      end: 28 unit groups. 200 classes: 2,752 units, 1,811,742 parameters.
+
+    All-active NAPL with residuals: a path that arrives at one of a block's C outputs came through the branch with
+    probability 1/2, and surely if its channel is one of the C - C' that the block adds: 1/2 + (C - C') / (2C). The sum
+    over blocks, times the ReLUs of a branch, plus those on every path: 28.8942 for -110 (1 at the end), 16.7140 for -41
+    (stem and end: 2); one more if the max pooling of -41 is counted. Without residuals: the number of groups.
+    All-active APL: 54.9996 for -110 at 32 pixels, 27.999996 for -41 at 64.
+
+    Initial values as in `ResNet`.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        *,
+        width: float,
+        tiny_imagenet: bool,
+        classes: int,
+        in_channels: int,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        stem, first, widening = (64, 32, 96) if tiny_imagenet else (16, 16, 84)
+        planes_in = round(stem * width)
+        self.conv1 = _convolution(in_channels, planes_in, kernel=5 if tiny_imagenet else 3)
+        self.bn1 = nn.BatchNorm2d(planes_in)
+        self.stem = nn.Sequential(*([nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)] if tiny_imagenet else []))
+        stages: list[nn.Module] = []
+        done = 0
+        for number, count in enumerate(blocks):
+            stage: list[nn.Module] = []
+            for i in range(count):
+                done += 1
+                planes = round(width * (first + widening * done / sum(blocks)))
+                stride = 2 if number > 0 and i == 0 else 1
+                stage.append(PyramidBlock(planes_in, planes, stride, residual, tiny_imagenet))
+                planes_in = 4 * planes if tiny_imagenet else planes
+            stages.append(nn.Sequential(*stage))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.bn = nn.BatchNorm2d(planes_in)
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(planes_in, classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> logits [N, classes]."""
+        x = self.stem(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn(self.layer3(self.layer2(self.layer1(x)))))
+        return self.linear(torch.flatten(self.pool(x), 1))
+
+
+class ToyBlock(nn.Module):
+    """Conv-BN-ReLU plus its input, or without: one unit group of `planes` channels."""
+
+    def __init__(self, planes: int, residual: bool) -> None:
+        super().__init__()
+        self.conv = _convolution(planes, planes)
+        self.bn = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU()
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, planes, H, W] -> the same shape."""
+        out = self.relu(self.bn(self.conv(x)))
+        return out + x if self.residual else out
+
+
+class ToyNet(nn.Module):
+    """Constant width, one size, skips over single layers (App. B.4): [N, in_channels, H, W] to logits [N, classes].
+
+    Use `build`, which checks its arguments. `"toynet<d>"` has d - 1 layers Conv3x3-BN-ReLU of 32 filters (times the
+    width factor) and one fully connected layer behind global average pooling. The first layer has stride 2 (ours: the
+    paper says that no later one strides), the d - 2 others a residual connection each.
+
+    With w filters:
+
+    * d - 1 unit groups of w units; parameters 9 w in_channels + 9 w² (d - 2) + 2 w (d - 1) + (w + 1) classes.
+      ToyNet-20, 10 classes: 168,298.
+    * all-active NAPL: 1 + (d - 2) / 2 = d / 2, for every path meets the first layer's unit and each other one with
+      probability 1/2; without residuals d - 1. All-active APL of ToyNet-20 at 32 pixels: 18.9360.
+
+    Initial values as in `ResNet`.
+    """
+
+    def __init__(self, layers: int, planes: int, *, classes: int, in_channels: int, residual: bool) -> None:
+        super().__init__()
+        self.conv1 = _convolution(in_channels, planes, stride=2)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu1 = nn.ReLU()
+        self.layers = nn.Sequential(*(ToyBlock(planes, residual) for _ in range(layers - 1)))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(planes, classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> logits [N, classes]."""
+        x = self.layers(self.relu1(self.bn1(self.conv1(x))))
+        return self.linear(torch.flatten(self.pool(x), 1))
+
+
+def _initialise(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def build(
@@ -193,36 +360,49 @@ def build(
     """A network of the paper by name, freshly initialised from torch's global generator, in training mode.
 
     Args:
-        name: `"resnet<d>"` (v2, the paper's) or `"resnet<d>v1"`, d = 6n + 2: 8, 14, 20, ..., 56, ..., 110.
+        name: `"resnet<d>"` (v2, the paper's), `"resnet<d>v1"` or `"pyramidnet<d>"` with d = 6n + 2: 8, 14, 20, ..., 56,
+            ..., 110; `"pyramidnet41"`; `"toynet<d>"`, d >= 3; `"torchvision/resnet50"` (25,557,032 parameters with 1000
+            classes, 22,720 units in 49 groups, all-active NAPL 33, with max pooling 34).
         classes: number of logits, at least 2.
-        in_channels: channels of the images, at least 1.
-        width: planes are `round(16 * width)` times 1, 2, 4; at least one plane must remain.
-        residual: True is the paper's "Short", False its "NoShort": the same blocks without the additions.
-        shortcut: where a stage widens, "A" (every second pixel, zero channels) or "B" (1x1 convolution). Unused, but
-            still checked, without residuals.
+        in_channels: channels of the images, at least 1; 3 for torchvision's.
+        width: factor of all planes (`round(16 * width)` times 1, 2, 4 in ResNets); at least one plane must remain.
+            torchvision's has 1 only.
+        residual: True is the paper's "Short", False its "NoShort": the same blocks without the additions. torchvision's
+            has True only.
+        shortcut: where a ResNet's stage widens, "A" (every second pixel, zero channels) or "B" (1x1 convolution).
+            Unused, but still checked, without residuals. The others have one kind each and want the default.
 
     Raises:
-        SpecError: any argument outside these ranges; an unknown name comes with the nearest known ones.
+        SpecError: any argument outside these ranges, or torchvision is not installed; an unknown name comes with the
+            nearest known ones.
     """
-    depth, version = _parse(name)
+    check(name, width=width, residual=residual, shortcut=shortcut)
     if not _is_whole(classes) or classes < 2:
         raise SpecError(f"classes is {classes!r}; a classifier needs a whole number of at least 2.")
     if not _is_whole(in_channels) or in_channels < 1:
         raise SpecError(f"in_channels is {in_channels!r}; images have a whole number of channels, at least 1.")
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not math.isfinite(width) or width <= 0:
-        raise SpecError(
-            f"width is {width!r}; the width factor must be a finite number above 0 (1.0 gives 16/32/64 planes)."
+    family, depth = _parse(name)
+    if family == "torchvision/resnet":
+        if in_channels != 3:
+            raise SpecError(f"in_channels is {in_channels!r}; {name} takes images of 3 channels.")
+        try:
+            return import_torchvision().models.resnet50(weights=None, num_classes=classes)
+        except ModuleNotFoundError:
+            raise SpecError(
+                f'{name} is torchvision\'s, and torchvision is not installed; pip install "nladv[book]" has it.'
+            ) from None
+    if family == "toynet":
+        return ToyNet(depth - 1, round(32 * width), classes=classes, in_channels=in_channels, residual=residual)
+    if family == "pyramidnet":
+        tiny = depth == _TINY_DEPTH
+        blocks = (3, 4, 6) if tiny else 3 * ((depth - 2) // 6,)
+        return PyramidNet(
+            blocks, width=width, tiny_imagenet=tiny, classes=classes, in_channels=in_channels, residual=residual
         )
-    planes = round(16 * width)
-    if planes < 1:
-        raise SpecError(f"width {width!r} leaves no channel; use at least {1 / 16} (one plane in the first stage).")
-    if not isinstance(residual, bool):
-        raise SpecError(f"residual is {residual!r}; use True (the paper's Short) or False (NoShort).")
-    if shortcut not in ("A", "B"):
-        raise SpecError(f'shortcut is {shortcut!r}; use "A" (zero-padded identity) or "B" (1x1 convolution).')
+    version = 1 if family == "resnetv1" else 2
     return ResNet(
         (depth - 2) // 6,
-        planes,
+        round(16 * width),
         version=version,
         classes=classes,
         in_channels=in_channels,
@@ -231,30 +411,65 @@ def build(
     )
 
 
+def check(name: str, *, width: float = 1.0, residual: bool = True, shortcut: str = "A") -> None:
+    """Whether `build` knows this network; arguments as there.
+
+    Raises:
+        SpecError: it does not.
+    """
+    family, _ = _parse(name)
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not math.isfinite(width) or width <= 0:
+        raise SpecError(f"width is {width!r}; the width factor must be a finite number above 0 (1.0 is the paper's).")
+    narrowest = 32 if family == "toynet" else 16  # planes at width 1
+    if round(narrowest * width) < 1:
+        raise SpecError(f"width {width!r} leaves no channel; use at least {1 / narrowest} (one plane in {name}).")
+    if not isinstance(residual, bool):
+        raise SpecError(f"residual is {residual!r}; use True (the paper's Short) or False (NoShort).")
+    if shortcut not in ("A", "B"):
+        raise SpecError(f'shortcut is {shortcut!r}; use "A" (zero-padded identity) or "B" (1x1 convolution).')
+    if shortcut == "B" and not family.startswith("resnet"):
+        one = {"pyramidnet": "widens by zero channels only", "toynet": "widens nowhere"}.get(family, "is as it is")
+        raise SpecError(f'shortcut is "B", but {name} {one}; leave it at "A".')
+    if family == "torchvision/resnet" and (width != 1 or not residual):
+        given = f"width is {width!r}" if width != 1 else "residual is False"
+        raise SpecError(f"{given}, but {name} is torchvision's as it is; leave width and residual out.")
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 # Depths that a near-name suggestion may offer; every other 6n + 2 is built just as well.
 _USUAL_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 50, 56, 110)
+_TINY_DEPTH = 41
 
 
-def _parse(name: object) -> tuple[int, int]:
-    """Depth and version of a network name."""
+def _parse(name: object) -> tuple[str, int]:
+    """Family and depth of a network name."""
     if not isinstance(name, str):
         raise SpecError(f'a network is asked for by name, such as "resnet56", not by {name!r}.')
-    match = re.fullmatch(r"resnet([1-9][0-9]{0,3})(v1)?", name)
-    if match is None:
-        usual = [f"resnet{depth}{version}" for depth in _USUAL_DEPTHS for version in ("", "v1")]
+    if name == "torchvision/resnet50":
+        return "torchvision/resnet", 50
+    match = re.fullmatch(r"(resnet|pyramidnet|toynet)([1-9][0-9]{0,3})(v1)?", name)
+    if match is None or (match[3] and match[1] != "resnet"):
+        usual = [f"{family}{d}" for family in ("resnet", "pyramidnet", "toynet") for d in _USUAL_DEPTHS]
+        usual += [f"resnet{d}v1" for d in _USUAL_DEPTHS] + [f"pyramidnet{_TINY_DEPTH}", "torchvision/resnet50"]
         near = difflib.get_close_matches(name.lower(), usual, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "for example resnet20, resnet56, resnet56v1."
-        raise SpecError(f"unknown network {name!r}; names are resnet<d> (v2) and resnet<d>v1 with d = 6n + 2: {hint}")
-    depth = int(match[1])
-    if depth < 8 or depth % 6 != 2:
+        raise SpecError(
+            f"unknown network {name!r}; names are resnet<d> (v2), resnet<d>v1 and pyramidnet<d> with d = 6n + 2, "
+            f"pyramidnet{_TINY_DEPTH}, toynet<d>, torchvision/resnet50: {hint}"
+        )
+    family, depth = match[1] + (match[3] or ""), int(match[2])
+    if family == "toynet":
+        if depth < 3:
+            raise SpecError(f"{name!r} has depth {depth}; a ToyNet needs at least 3 layers: toynet3.")
+        return family, depth
+    if (family, depth) != ("pyramidnet", _TINY_DEPTH) and (depth < 8 or depth % 6 != 2):
         below = 8 if depth < 8 else depth - (depth - 2) % 6
-        near = [f"resnet{d}{match[2] or ''}" for d in ((8,) if depth < 8 else (below, below + 6))]
+        near = [f"{match[1]}{d}{match[3] or ''}" for d in ((8,) if depth < 8 else (below, below + 6))]
         raise SpecError(f"{name!r} has depth {depth}, which is not 6n + 2 with n >= 1; nearest: {' or '.join(near)}.")
-    return depth, 1 if match[2] else 2
+    return family, depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +478,7 @@ class PublishedWeights:
 
     `file` is its name in the folder `weights` of `$NLADV_DATA`, `net` the name for `build`, `data` the name for
     `datasets.load`. Input: images / 255, minus `mean`, divided by `std` (per channel). `accuracy`: per cent of
-    CIFAR-10's 10,000 test images, final, as published.
+    the test images, final, as published. `hub`: whether torchvision fetches this file itself, into torch's hub folder.
     """
 
     file: str
@@ -277,6 +492,7 @@ class PublishedWeights:
     accuracy: float
     licence: str
     source: str
+    hub: bool = False
 
 
 def _akamaster(depth: int, sha256: str, accuracy: float) -> PublishedWeights:
@@ -303,6 +519,21 @@ PUBLISHED: Mapping[str, PublishedWeights] = MappingProxyType(
         "akamaster/resnet32": _akamaster(32, "d509ac1820d7f25398913559d7e81a13229b1e7adc5648e3bfa5e22dc137f850", 92.63),
         "akamaster/resnet44": _akamaster(44, "014dd6541728a1c700b1642ab640e211dc6eb8ed507d70697458dc8f8a0ae2e4", 93.10),
         "akamaster/resnet56": _akamaster(56, "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367", 93.39),
+        # What `pretrained=True` gave when the paper was written; the SHA-256 begins as the file's name says it must.
+        "torchvision/resnet50": PublishedWeights(
+            file="resnet50-0676ba61.pth",
+            sha256="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+            url="https://download.pytorch.org/models/resnet50-0676ba61.pth",
+            net="torchvision/resnet50",
+            data="imagenet",
+            classes=1000,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            accuracy=76.13,
+            licence="BSD-3-Clause",
+            source="torchvision, ResNet50_Weights.IMAGENET1K_V1, https://github.com/pytorch/vision",
+            hub=True,
+        ),
     }
 )
 
@@ -312,7 +543,8 @@ def load_published(name: str, folder: str | Path | None = None) -> nn.Module:
 
     Args:
         name: a key of `PUBLISHED`, such as "akamaster/resnet20".
-        folder: where the file lies; by default the folder `weights` of `$NLADV_DATA`.
+        folder: where the file lies; by default the folder `weights` of `$NLADV_DATA` or, for torchvision's, else where
+            torchvision puts what it fetches (`$TORCH_HOME/hub/checkpoints`).
 
     The file is read once: the bytes whose SHA-256 was verified are the bytes that are loaded, and no pickled object
     other than tensors is ever built (`weights_only`).
@@ -330,13 +562,19 @@ def load_published(name: str, folder: str | Path | None = None) -> nn.Module:
         f"download it from {published.url} into the folder weights of your data folder and set the environment "
         "variable NLADV_DATA to that data folder"
     )
-    if folder is None and root is None:
+    if published.hub:
+        where_to_put_it += ", or let torchvision.models.resnet50(weights='IMAGENET1K_V1') fetch it once"
+    folders = [Path(folder)] if folder is not None else [root / "weights"] if root is not None else []
+    if folder is None and published.hub:
+        folders.append(Path(torch.hub.get_dir()) / "checkpoints")
+    if not folders:
         raise DataError(f"{name}: NLADV_DATA is not set, so {published.file} cannot be found; {where_to_put_it}.")
-    path = (Path(folder) if folder is not None else Path(str(root)) / "weights") / published.file
+    path = next((place / published.file for place in folders if (place / published.file).exists()), None)
+    if path is None:
+        missing = " and no ".join(str(place / published.file) for place in folders)
+        raise DataError(f"{name}: there is no file {missing}; {where_to_put_it}.")
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{name}: there is no file {path}; {where_to_put_it}.") from None
     except OSError as error:
         raise DataError(f"{name}: {path} cannot be read ({error.strerror}); {where_to_put_it}.") from None
     found = hashlib.sha256(content).hexdigest()
@@ -346,11 +584,12 @@ def load_published(name: str, folder: str | Path | None = None) -> nn.Module:
             f"delete it and download it again from {published.url}."
         )
     try:
-        stored = torch.load(BytesIO(content), map_location="cpu", weights_only=True)["state_dict"]
+        stored = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise DataError(
             f"{name}: {path} is the published file, but this version of torch cannot read it: {error}"
         ) from error
+    stored = stored.get("state_dict", stored)
     net = build(published.net, classes=published.classes)
     net.load_state_dict({key.removeprefix("module."): value for key, value in stored.items()})
     return net.eval()

@@ -20,7 +20,7 @@ from nladv_core.recipes import RECIPES
 _SIZES = ("reduced", "paper")  # tiers whose records are committed
 _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 # Not for use from outside: they make the book and the command line.
-_INTERNAL = ("book", "cli", "pages", "slider")
+_INTERNAL = ("book", "cli", "grid", "pages", "slider")
 
 
 def substitutions(results: Path | None = None) -> dict[str, str]:
@@ -110,15 +110,26 @@ def recipes() -> str:
 
 
 def strengths() -> str:
-    """The penalties that each tier runs, and its size."""
+    """The penalties that each tier runs, and its size.
+
+    A second network, with its training images, is the one of the chapters that train many parents.
+    """
     rows = []
     for name, tier in experiments.TIERS.items():
-        images = "all" if tier.train is None else f"{tier.train:,} and {tier.test:,}"
+        train, test = ("all" if count is None else f"{count:,}" for count in (tier.train, tier.test))
+        images = "all" if train == test == "all" else f"{train} and {test}"
         omegas, layers = (", ".join(f"{omega:g}" for omega in found) for found in (tier.omegas, tier.layer_omegas))
-        network = tier.network + (f", width {tier.width:g}" if tier.width != 1 else "")
+        network = f"{tier.published}, as published" if tier.published else _sized(tier.network, tier.width)
+        if tier.small is not None:
+            small, width, count = tier.small
+            network += f"; {_sized(small, width)} on {count:,} images"
         rows.append([f"`{name}`", tier.dataset, images, network, omegas, layers, str(len(tier.seeds))])
     head = ["tier", "data", "images (train and test)", "network", "ω, channels", "ω, layers", "seeds"]
     return table(head, rows)
+
+
+def _sized(network: str, width: float) -> str:
+    return network + (f", width {width:g}" if width != 1 else "")
 
 
 @cache

@@ -1,9 +1,12 @@
 """What every operation does to the paths through it: one table of modules, one of calls, and the arithmetic below them.
 
 A rule says which neurons an operation's outputs read. It is asked once per call, with shapes; what it returns is a
-*step* on a tape, and the tape can be run again and again: with (number of paths, total length) for means, or with one
-row per length for histograms. Steps only ever add up what comes in over edges; `Run.merged` then divides by the number
-of paths where the walk of the NAPL asks for it.
+*step* on a tape, and the tape can be run again and again: with one row of paths per length for histograms, or forwards
+with numbers of paths and then backwards for the probability that a path visits a neuron. Steps only ever add up what
+comes in over edges; `Run.merged` then divides by the number of paths where the walk of the NAPL asks for it.
+
+A step may come with its *adjoint*, which distributes what its output neurons carry over the neurons that they read
+(the transposed matrix of edges). A step without one is differentiated instead: as exact, at the cost of full maps.
 
 Conventions (ours where the paper is silent): normalisation, dropout and products with weights are one edge; pooling
 has one edge per window element that exists; interpolation one per element that is read; attention leads paths through
@@ -17,7 +20,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +29,7 @@ from torch.nn import functional as F
 
 from nladv_core.errors import SpecError, UnsupportedNetwork
 from nladv_core.linearize import ChannelPReLU
+from nladv_core.tracing import keep_whole
 
 Gates = Literal["refuse", "signal"]
 
@@ -36,12 +40,61 @@ Gates = Literal["refuse", "signal"]
 class Value(NamedTuple):
     """Path counts that stand in for a tensor of shape S, float64, all to be multiplied by exp(log_scale).
 
-    `parts` is (number of paths [1, *S], total length [1, *S]), or (paths of each length [lengths, *S],); along axes of
-    S on which nothing varies a part has size 1, as for broadcasting.
+    `parts` is (paths of each length [lengths, *S],), or (number of paths [1, *S], total length [1, *S]); along axes of
+    S on which nothing varies a part has size 1, as for broadcasting. With `runs`, axis 1 of S (its channels) consists
+    of runs of equal entries, of these lengths, and a part holds one entry for each: concatenation and padding make
+    them, and spare a dense network's maps.
     """
 
     parts: tuple[Tensor, ...]
     log_scale: float = 0.0
+    runs: tuple[int, ...] | None = None
+
+    def whole(self) -> Value:
+        """The same without runs."""
+        if self.runs is None:
+            return self
+        repeats = torch.tensor(self.runs)
+        return Value(tuple(part.repeat_interleave(repeats, 2) for part in self.parts), self.log_scale)
+
+
+class Taps:
+    """How often each output position of a window reads each input position, along one axis: float64 [out, in]."""
+
+    def __init__(self, matrix: Tensor):
+        self.matrix = matrix
+        self.out, self.size = matrix.shape
+
+    @cached_property
+    def read(self) -> Tensor:
+        """How many each output position reads, one entry if that is the same for all."""
+        return _once(self.matrix.sum(1))
+
+    @cached_property
+    def reached(self) -> Tensor:
+        """1 for each output position that reads any, else 0; likewise."""
+        return _once((self.matrix.sum(1) > 0).double())
+
+    @cached_property
+    def all_reached(self) -> bool:
+        """Whether every output position reads any."""
+        return bool(self.reached.all())
+
+    @cached_property
+    def written(self) -> Tensor:
+        """How often each input position is read; likewise."""
+        return _once(self.matrix.sum(0))
+
+
+def _once(x: Tensor) -> Tensor:
+    return x[:1] if bool((x == x[0]).all()) else x
+
+
+def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Product of a matrix with every line of `x` along an axis, counted from the end."""
+    if axis == -1:
+        return x @ matrix.T
+    return matrix @ x if axis == -2 else (x.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
 
 
 @dataclass
@@ -50,22 +103,29 @@ class Run:
 
     Attributes:
         normalized: divide by the number of paths after every merge (NAPL).
-        lengths: number of lengths to tell apart, or 0 for means.
+        lengths: number of lengths to tell apart: 1 to count paths whatever their length, 0 to carry their number and
+            their total length.
         activity: active share per channel of each unit group, in execution order: float64 [C].
+        factor: what the last merge multiplied by, a number or a tensor that broadcasts.
     """
 
     normalized: bool
     lengths: int
-    activity: Sequence[Tensor]
+    activity: Sequence[Tensor] = ()
+    factor: float | Tensor = 1.0
+
+    @property
+    def keeps_runs(self) -> bool:
+        """Whether channels may be kept as runs; histograms and the NAPL's walk tell them apart anyway."""
+        return self.lengths == 1 and not self.normalized
 
     def begin(self, shape: Sequence[int]) -> Value:
         """An input: one path of length 0 starts at every neuron."""
-        paths = torch.zeros(max(self.lengths, 1), *(1 for _ in shape), dtype=torch.float64)
-        nothing = paths[:1].clone()
+        paths = torch.zeros(self.lengths, *(1 for _ in shape), dtype=torch.float64)
         paths[0] = 1
-        return Value((paths,) if self.lengths else (paths, nothing))
+        return Value((paths,))
 
-    def merged(self, parts: Iterable[Tensor], log_scale: float) -> Value:
+    def merged(self, parts: Iterable[Tensor], log_scale: float, runs: tuple[int, ...] | None = None) -> Value:
         """Sums over incoming edges become a value.
 
         For the NAPL each neuron's counts are divided by its number of paths. Otherwise numbers of paths grow
@@ -75,17 +135,23 @@ class Run:
         if self.normalized:
             paths = parts[0].sum(0, keepdim=True) if self.lengths else parts[0]
             carries = paths > 0
-            inverse = torch.where(carries, 1 / torch.where(carries, paths, 1.0), 0.0)
-            parts = (parts[0] * inverse,) if self.lengths else (carries.double(), parts[1] * inverse)
+            self.factor = inverse = torch.where(carries, paths, math.inf).reciprocal()
+            if self.lengths > 1:
+                parts = (parts[0] * inverse,)
+            else:
+                parts = (carries.double(), *(part * inverse for part in parts[1:]))
         else:
             largest = float(parts[0].max())
             if largest > 1e100:  # float64 ends at 1e308, and one operation adds up far fewer than 1e200 edges
                 parts = tuple(part / largest for part in parts)
                 log_scale += math.log(largest)
-        return Value(parts, log_scale)
+                self.factor = 1 / largest
+        return Value(parts, log_scale, runs)
 
     def bend(self, value: Value, activity: Tensor) -> Value:
         """Lengthen paths by one with probability `activity`, which broadcasts against the shape."""
+        if self.lengths == 1:
+            return value
         if self.lengths:
             (counts,) = value.parts
             longer = torch.cat([torch.zeros_like(counts[:1]), counts[:-1]])
@@ -93,30 +159,61 @@ class Run:
         paths, total = value.parts
         return Value((paths, torch.addcmul(total, activity, paths)), value.log_scale)
 
-    def windows(self, parts: Sequence[Tensor], taps: Sequence[Tensor]) -> list[Tensor]:
+    def windows(self, parts: Sequence[Tensor], taps: Sequence[Taps]) -> list[Tensor]:
         """Sum over windows along the last `len(taps)` axes.
 
-        `taps[d]` is float64 [out, in]: how often output position o reads input position i along axis d. Windows are
-        boxes, so the axes can be summed one after the other. Where nothing varies along an axis (size 1 in all parts),
-        the sum is a factor per position; the NAPL divides it out again, so there only its being zero matters.
+        Windows are boxes, so the axes can be summed one after the other. Where nothing varies along an axis (size 1 in
+        all parts), the sum is a factor per position; the NAPL divides it out again, so there only its being zero
+        matters.
         """
         summed = list(parts)
         for axis, tap in zip(range(-len(taps), 0), taps, strict=True):
             if any(part.shape[axis] > 1 for part in summed):
                 for i, part in enumerate(summed):
                     if part.shape[axis] == 1:
-                        part = part.expand(*part.shape[:axis], tap.shape[1], *part.shape[part.ndim + axis + 1 :])
-                    summed[i] = (part.movedim(axis, -1) @ tap.T).movedim(-1, axis)
-                continue
-            factor = tap.sum(1)
-            if self.normalized:
-                factor = (factor > 0).double()
-            if bool((factor == factor[0]).all()):  # still the same everywhere: one entry is enough
-                factor = factor[:1]
-            if not self.normalized or len(factor) > 1 or factor[0] == 0:
+                        part = part.expand(*part.shape[:axis], tap.size, *part.shape[part.ndim + axis + 1 :])
+                    summed[i] = _along(tap.matrix, part, axis)
+            elif not (self.normalized and tap.all_reached):
+                factor = tap.reached if self.normalized else tap.read
                 factor = factor.view(-1, *(1 for _ in range(-axis - 1)))
                 summed = [part * factor for part in summed]
         return summed
+
+    def windows_adjoint(self, adjoint: Tensor, taps: Sequence[Taps], sizes: Sequence[int]) -> Tensor:
+        """Give every input position of `windows` what the windows that read it carry.
+
+        `sizes` is the shape of the part that came in. Along an axis on which the NAPL's counts did not vary only the
+        sum over positions matters, and their average is enough (see `Tape.visits`).
+        """
+        for axis, tap in zip(range(-len(taps), 0), taps, strict=True):
+            if self.normalized and sizes[axis] == 1:
+                if adjoint.shape[axis] > 1 or tap.out != tap.size:
+                    adjoint = summed_along(adjoint, axis, tap.out) / tap.size
+            elif adjoint.shape[axis] > 1:
+                adjoint = _along(tap.matrix.T, adjoint, axis)
+            else:
+                adjoint = adjoint * tap.written.view(-1, *(1 for _ in range(-axis - 1)))
+        return adjoint
+
+
+def summed_along(x: Tensor, axis: int, size: int) -> Tensor:
+    """Sum over an axis of `size` entries, of which `x` holds all, or one if they are equal; the axis stays."""
+    return x * size if x.shape[axis] == 1 else x.sum(axis, keepdim=True)
+
+
+def _averaged(adjoint: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The average along every axis of size 1 in `sizes`."""
+    axes = [axis for axis, size in enumerate(sizes) if size == 1 < adjoint.shape[axis]]
+    return adjoint.mean(axes, keepdim=True) if axes else adjoint
+
+
+def _unbroadcast(adjoint: Tensor, shape: Sequence[int], source: Sequence[int]) -> Tensor:
+    """Adjoint of broadcasting a tensor of shape `source` to `shape`."""
+    added = len(shape) - len(source)
+    for axis, size in enumerate(shape):
+        if axis < added or source[axis - added] < size:
+            adjoint = summed_along(adjoint, axis + 1, size)
+    return adjoint.flatten(0, added) if added else adjoint
 
 
 def spread(part: Tensor, shape: Sequence[int], axes: Iterable[int]) -> Tensor:
@@ -153,20 +250,68 @@ class Refused:
     reason: str
 
 
+Adjoint = Callable[..., Sequence[Tensor]]
+
+# Number of steps up to which everything is remembered on the way forward; ResNet-56 has 145.
+_SHALLOW = 200
+
+
+class Step(NamedTuple):
+    """One step of a tape; see `Tape.record`."""
+
+    forward: Callable[..., Value]
+    sources: tuple[int, ...]
+    shape: tuple[int, ...]
+    adjoint: Adjoint | None
+    takes_runs: bool
+    bends: tuple[int | None, int] | None
+
+
+class _Memo(NamedTuple):
+    """What the way back needs of a step's way forward."""
+
+    factor: float | Tensor
+    scales: list[float]  # of the sources, against the largest
+    sizes: list[Sequence[int]]  # shapes of the sources' parts
+    values: list[Value] | None  # the sources, where they are read again
+
+
 class Tape:
     """The recorded steps of one network for one shape of its inputs."""
 
-    def __init__(self, count_max_pool: bool, gates: Gates, normalized: bool):
-        self.count_max_pool, self.gates, self.normalized = count_max_pool, gates, normalized
-        self.steps: list[tuple[Callable[..., Value], tuple[int, ...]]] = []
+    def __init__(self, count_max_pool: bool, gates: Gates):
+        self.count_max_pool, self.gates = count_max_pool, gates
+        self.steps: list[Step] = []
         self.group_of: dict[int, int] = {}  # id of a unit module -> its position among the groups
         self.bends = 0
         self.outputs: list[Paths] = []
         self._frees: list[list[int]] | None = None
 
-    def record(self, step: Callable[..., Value], sources: Sequence[Paths], shape: Sequence[int]) -> Paths:
-        """Append `step(run, *values)`, which makes a value of `shape` from those of `sources`."""
-        self.steps.append((step, tuple(source.step for source in sources)))
+    def record(
+        self,
+        step: Callable[..., Value],
+        sources: Sequence[Paths],
+        shape: Sequence[int],
+        adjoint: Adjoint | None = None,
+        *,
+        takes_runs: bool = False,
+        bends: tuple[int | None, int] | None = None,
+    ) -> Paths:
+        """Append `step(run, *values)`, which makes a value of `shape` from those of `sources`.
+
+        Args:
+            step: adds up over edges; the sum is in the largest scale of its sources, and at most one call of
+                `run.merged` ends it.
+            sources: what it reads.
+            shape: of the tensor that the value stands in for.
+            adjoint: `adjoint(run, x, *sizes)`: what each source is given when the output of the sum carries x, a
+                float64 [1, *shape] with size 1 along axes on which it does not vary. `sizes` are the shapes of the
+                sources' parts. Without it the step is differentiated.
+            takes_runs: whether the step reads channels given as runs (see `Value`).
+            bends: (unit group or None, channel axis) of a step that lengthens paths.
+        """
+        given = tuple(source.step for source in sources)
+        self.steps.append(Step(step, given, tuple(shape), adjoint, takes_runs, bends))
         return Paths(len(self.steps) - 1, tuple(shape))
 
     def finish(self, outputs: Sequence[Paths]) -> None:
@@ -175,7 +320,7 @@ class Tape:
         last: dict[int, int] = {output.step: len(self.steps) for output in outputs}
         for i in range(len(self.steps) - 1, -1, -1):
             if i in last:
-                for source in self.steps[i][1]:
+                for source in self.steps[i].sources:
                     last.setdefault(source, i)
         self._frees = [[] for _ in self.steps]
         self._needed = sorted(last)
@@ -183,26 +328,170 @@ class Tape:
             if reader < len(self.steps):
                 self._frees[reader].append(step)
 
-    def totals(self, run: Run) -> tuple[Tensor, ...]:
-        """Sums over all output neurons of the parts: (paths, total length), or (paths of each length,); one scale."""
+    def _advance(
+        self, run: Run, values: dict[int, Value], steps: Sequence[int], memos: dict[int, _Memo] | None = None
+    ) -> None:
+        """Run some steps: add their values to those still to be read, drop the others, and take notes if asked."""
         assert self._frees is not None
-        values: dict[int, Value] = {}
-        for i in self._needed:
-            step, sources = self.steps[i]
-            values[i] = step(run, *(values[source] for source in sources))
-            for read in self._frees[i]:
-                del values[read]
-        found = [values[output.step] for output in self.outputs]
+        for i in steps:
+            step = self.steps[i]
+            read = [values[source] for source in step.sources]
+            if not step.takes_runs:
+                read = [value.whole() for value in read]
+            run.factor = 1.0
+            values[i] = step.forward(run, *read)
+            if memos is not None:
+                top = max((value.log_scale for value in read), default=0.0)
+                again = step.adjoint is None or step.bends is not None
+                memos[i] = _Memo(
+                    run.factor,
+                    [math.exp(value.log_scale - top) for value in read],
+                    [value.parts[0].shape for value in read],
+                    read if again else None,
+                )
+            for done in self._frees[i]:
+                del values[done]
+
+    def _sums(self, values: dict[int, Value]) -> tuple[list[list[Tensor]], list[float]]:
+        """For each part, its sum over the neurons of every output (a row of lengths); scales of the outputs.
+
+        The scales are factors against the largest one, and the sums contain them.
+        """
+        found = [values[output.step].whole() for output in self.outputs]
         top = max(value.log_scale for value in found)
-        sums = []
+        scales = [math.exp(value.log_scale - top) for value in found]
+        sums: list[list[Tensor]] = []
         for n in range(len(found[0].parts)):
             rows = []
-            for value, output in zip(found, self.outputs, strict=True):
+            for value, output, scale in zip(found, self.outputs, scales, strict=True):
                 part = value.parts[n]
                 copies = math.prod(output.shape) // part[0].numel()
-                rows.append(part.flatten(1).sum(1) * (copies * math.exp(value.log_scale - top)))
-            sums.append(torch.stack(rows).sum(0))
-        return tuple(sums)
+                rows.append(part.flatten(1).sum(1) * (copies * scale))
+            sums.append(rows)
+        return sums, scales
+
+    def histogram(self, run: Run) -> Tensor:
+        """Paths of each length over all output neurons, up to a common factor: float64 [lengths]."""
+        values: dict[int, Value] = {}
+        self._advance(run, values, self._needed)
+        (rows,), _ = self._sums(values)
+        return torch.stack(rows).sum(0)
+
+    def visits(self, normalized: bool, sizes: Sequence[int]) -> tuple[list[Tensor], float] | None:
+        """Share of paths through every channel of every group, and mean number of other bends on a path.
+
+        Forwards, p is the number of paths (APL) or whether any (NAPL) from the inputs to a neuron; backwards, its
+        adjoint x starts at 1 / (sum of p) at the outputs and goes over the edges to the inputs, so that p·x is the
+        probability that a path visits the neuron. Everything but `merged` is linear, and merging only multiplies.
+
+        An adjoint of size 1 along an axis means that all entries carry the same. On the NAPL's walk it may instead
+        mean their average where p does not vary: then only their sum matters. Groups keep their channels apart
+        (`_unit`), so this never mixes the channels of a group.
+
+        The way back reads the way forward once more, the last steps first. For the APL of a deep network only about
+        the square root of all steps is remembered at a time, and recomputed from what was alive at its start.
+
+        Args:
+            normalized: of the NAPL's walk, or of all paths alike.
+            sizes: numbers of channels of the groups.
+
+        Returns:
+            float64 [C] of each group, and a number; None if no path leads to an output.
+        """
+        run = Run(normalized, 1)
+        # To recompute pays where there is much to remember: the NAPL has one number per channel, no maps.
+        deep = not normalized and len(self._needed) > _SHALLOW
+        length = math.isqrt(len(self._needed)) + 1 if deep else len(self._needed)
+        pieces = [self._needed[i : i + length] for i in range(0, len(self._needed), length)]
+        starts, values = [], dict[int, Value]()
+        memos: dict[int, _Memo] = {}
+        for piece in pieces:
+            starts.append(dict(values))
+            self._advance(run, values, piece, memos if piece is pieces[-1] else None)
+        (rows,), scales = self._sums(values)
+        total = float(torch.stack(rows).sum())
+        if not total > 0:
+            return None
+        one = torch.ones((), dtype=torch.float64)
+        weights = [torch.zeros(size, dtype=torch.float64) for size in sizes]
+        others = 0.0
+        adjoints: dict[int, Tensor] = {}
+        for output, scale in zip(self.outputs, scales, strict=True):
+            start = (one * (scale / total)).view(1, *(1 for _ in output.shape))
+            adjoints[output.step] = adjoints.get(output.step, 0.0) + start
+        del values
+        wanted = self._lead_from_bends()
+        for piece in reversed(pieces):
+            start_values = starts.pop()
+            if piece is not pieces[-1]:
+                self._advance(run, start_values, piece, memos)
+            for i in reversed(piece):
+                x, memo, step = adjoints.pop(i, None), memos.pop(i), self.steps[i]
+                if x is None or not wanted[i]:
+                    continue
+                if step.bends is not None and memo.values is not None:
+                    group, axis = step.bends
+                    met = _met(memo.values[0], x, step.shape, axis)
+                    if group is None:
+                        others += float(met.sum())
+                    else:
+                        weights[group] += met
+                if step.adjoint is not None:
+                    if not (isinstance(memo.factor, float) and memo.factor == 1.0):
+                        x = x * memo.factor
+                    given = step.adjoint(run, x, *memo.sizes)
+                    given = [g if scale == 1.0 else g * scale for g, scale in zip(given, memo.scales, strict=True)]
+                else:
+                    given, more = self._differentiated(step, run, memo, x)
+                    others += more
+                for source, g, seen in zip(step.sources, given, memo.sizes, strict=True):
+                    if not wanted[source]:
+                        continue
+                    g = _averaged(g, seen) if normalized else g
+                    adjoints[source] = adjoints[source] + g if source in adjoints else g
+        return weights, others
+
+    def _lead_from_bends(self) -> list[bool]:
+        """For each step, whether anything that lengthens paths, or may, comes before it or is it."""
+        found: list[bool] = []
+        for step in self.steps:
+            found.append(
+                step.bends is not None
+                or (step.adjoint is None and bool(step.sources))
+                or any(found[source] for source in step.sources)
+            )
+        return found
+
+    def _differentiated(self, step: Step, run: Run, memo: _Memo, x: Tensor) -> tuple[list[Tensor], float]:
+        """What the sources of a step without adjoint are given, and how much it lengthens paths by itself."""
+        assert memo.values is not None
+        shapes = [self.steps[source].shape for source in step.sources]
+        with torch.enable_grad():
+            totals = [torch.zeros(1, *shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+            read = [
+                Value((value.parts[0], total), value.log_scale)
+                for value, total in zip(memo.values, totals, strict=True)
+            ]
+            made = step.forward(Run(run.normalized, 0), *read).parts[1]
+        for axis, size in enumerate(step.shape):
+            if made.shape[axis + 1] == 1:
+                x = summed_along(x, axis + 1, size)
+        if not made.requires_grad:
+            return [torch.zeros_like(total) for total in totals], float((made * x).sum())
+        given = torch.autograd.grad(made, totals, x.expand(made.shape), allow_unused=True, materialize_grads=True)
+        return list(given), float((made.detach() * x).sum())
+
+
+def _met(value: Value, adjoint: Tensor, shape: Sequence[int], channel: int) -> Tensor:
+    """Sum of paths times adjoint over all neurons of each channel: float64 [C]."""
+    if value.runs is not None and (channel != 1 or adjoint.shape[2] > 1):
+        value = value.whole()
+    met = value.parts[0] * adjoint
+    varying = [axis + 1 for axis in range(len(shape)) if axis != channel and met.shape[axis + 1] > 1]
+    equal = math.prod(n for axis, n in enumerate(shape) if axis != channel and axis + 1 not in varying)
+    met = (met.sum(varying) if varying else met) * equal
+    met = met.flatten()
+    return met.expand(shape[channel]) if value.runs is None else met.repeat_interleave(torch.tensor(value.runs))
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -221,7 +510,14 @@ def _nonlinear(tape: Tape, value: Paths) -> Paths:
     """One more nonlinearity on every path."""
     tape.bends += 1
     one = torch.ones((), dtype=torch.float64)
-    return tape.record(lambda run, v: run.bend(v, one), [value], value.shape)
+    return tape.record(
+        lambda run, v: run.bend(v, one), [value], value.shape, _unchanged, takes_runs=True, bends=(None, 0)
+    )
+
+
+def _unchanged(run: Run, x: Tensor, *sizes: Any) -> list[Tensor]:
+    """Adjoint of one edge in, one edge out."""
+    return [x]
 
 
 def _unit(tape: Tape, module: ChannelPReLU, value: Paths) -> Paths:
@@ -229,7 +525,16 @@ def _unit(tape: Tape, module: ChannelPReLU, value: Paths) -> Paths:
     group = tape.group_of[id(module)]
     axis = module.channel_axis % ndim
     view = [-1 if i == axis else 1 for i in range(ndim)]
-    return tape.record(lambda run, v: run.bend(v, run.activity[group].view(view)), [value], value.shape)
+
+    def step(run: Run, v: Value) -> Value:
+        if run.lengths > 1:
+            return run.bend(v, run.activity[group].view(view))
+        if not run.normalized:
+            return v
+        # The NAPL's adjoints are averaged where nothing varies, which must not mix this group's channels: written out.
+        return Value((spread(v.parts[0], value.shape, [axis]).contiguous(),), v.log_scale)
+
+    return tape.record(step, [value], value.shape, _unchanged, takes_runs=True, bends=(group, axis))
 
 
 def _sum_over(tape: Tape, value: Paths, axes: Sequence[int], shape: Sequence[int]) -> Paths:
@@ -237,14 +542,22 @@ def _sum_over(tape: Tape, value: Paths, axes: Sequence[int], shape: Sequence[int
     sizes = [value.shape[axis] for axis in axes]
 
     def step(run: Run, v: Value) -> Value:
+        runs = v.runs
+        if runs is not None and 1 in axes:
+            v, runs = v.whole(), None
         parts = []
         for part in v.parts:
             for axis, size in zip(axes, sizes, strict=True):
-                part = part * size if part.shape[axis + 1] == 1 else part.sum(axis + 1, keepdim=True)
+                part = summed_along(part, axis + 1, size)
             parts.append(part)
-        return run.merged(parts, v.log_scale)
+        return run.merged(parts, v.log_scale, runs)
 
-    return tape.record(step, [value], shape)
+    def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+        for axis in axes:
+            x = summed_along(x, axis + 1, shape[axis])
+        return [x]
+
+    return tape.record(step, [value], shape, adjoint, takes_runs=True)
 
 
 def _linear(tape: Tape, value: Paths, weight: Any) -> Paths:
@@ -271,17 +584,21 @@ def _matmul_call(tape: Tape, a: Any, b: Any, /, **_: Any) -> Paths:
     return _linear(tape, a, b.T)
 
 
-def _convolution(tape: Tape, value: Paths, out_channels: int, groups: int, taps: Sequence[Tensor]) -> Paths:
+def _convolution(tape: Tape, value: Paths, out_channels: int, groups: int, taps: Sequence[Taps]) -> Paths:
     """Every output channel of a group reads all of the group's input channels: a box filter of the channel sum."""
     n = len(taps)
     channel = len(value.shape) - n  # with the axis of rows in front
     channels = value.shape[channel - 1]
-    shape = (*value.shape[: channel - 1], out_channels, *(len(tap) for tap in taps))
+    shape = (*value.shape[: channel - 1], out_channels, *(tap.out for tap in taps))
 
     def step(run: Run, v: Value) -> Value:
+        if v.runs is not None and groups > 1:
+            v = v.whole()
         parts = []
         for part in v.parts:
-            if part.shape[channel] == 1:
+            if v.runs is not None:
+                part = (part * torch.tensor(v.runs).view(-1, *(1 for _ in taps))).sum(channel, keepdim=True)
+            elif part.shape[channel] == 1:
                 part = part * (channels // groups)
             elif groups == 1:
                 part = part.sum(channel, keepdim=True)
@@ -294,18 +611,33 @@ def _convolution(tape: Tape, value: Paths, out_channels: int, groups: int, taps:
             parts = [p if p.shape[channel] == 1 else p.repeat_interleave(repeats, dim=channel) for p in parts]
         return run.merged(parts, v.log_scale)
 
-    return tape.record(step, [value], shape)
+    def adjoint(run: Run, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        if groups == 1:
+            x = summed_along(x, channel, out_channels)
+        elif x.shape[channel] == 1:
+            x = x * (out_channels // groups)
+        else:
+            x = x.unflatten(channel, (groups, out_channels // groups)).sum(channel + 1)
+        x = run.windows_adjoint(x, taps, sizes)
+        if groups > 1 and x.shape[channel] > 1:
+            x = x.repeat_interleave(channels // groups, dim=channel)
+        return [x]
+
+    return tape.record(step, [value], shape, adjoint, takes_runs=channel == 2)
 
 
-def _pool(tape: Tape, value: Paths, taps: Sequence[Tensor], bends: bool = False) -> Paths:
+def _pool(tape: Tape, value: Paths, taps: Sequence[Taps], bends: bool = False) -> Paths:
     """Every output reads its window, channel by channel."""
     n = len(taps)
-    shape = (*value.shape[:-n], *(len(tap) for tap in taps))
+    shape = (*value.shape[:-n], *(tap.out for tap in taps))
 
     def step(run: Run, v: Value) -> Value:
-        return run.merged(run.windows(v.parts, taps), v.log_scale)
+        return run.merged(run.windows(v.parts, taps), v.log_scale, v.runs)
 
-    pooled = tape.record(step, [value], shape)
+    def adjoint(run: Run, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        return [run.windows_adjoint(x, taps, sizes)]
+
+    pooled = tape.record(step, [value], shape, adjoint, takes_runs=len(shape) - n > 1)
     return _nonlinear(tape, pooled) if bends and tape.count_max_pool else pooled
 
 
@@ -319,22 +651,22 @@ def _read(positions: Tensor, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)  # networks repeat their layers, and the result is only read
-def _taps(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, ceil: bool = False) -> Tensor:
-    """[out, in] of a window: output o reads o·stride - padding + j·dilation, j = 0 … kernel - 1, where that exists."""
+def _taps(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, ceil: bool = False) -> Taps:
+    """A window: output o reads o·stride - padding + j·dilation, j = 0 … kernel - 1, where that exists."""
     span = size + sum(padding) - dilation * (kernel - 1) - 1
     out = span // stride + 1
     if ceil and span % stride and out * stride < size + padding[0]:  # the last window must start inside
         out += 1
     if out < 1:
         raise ValueError(f"a window of {dilation * (kernel - 1) + 1} does not fit into {size + sum(padding)} positions")
-    return _read(torch.arange(out)[:, None] * stride - padding[0] + torch.arange(kernel)[None] * dilation, size)
+    return Taps(_read(torch.arange(out)[:, None] * stride - padding[0] + torch.arange(kernel)[None] * dilation, size))
 
 
-def _padded_taps(taps: Tensor, size: int, padding: tuple[int, int], mode: str) -> Tensor:
+def _padded_taps(taps: Tensor, size: int, padding: tuple[int, int], mode: str) -> Taps:
     """Taps over an axis padded by copies of its own entries, [out, in + padding], as taps over the axis itself."""
     source = torch.arange(size, dtype=torch.float32).view(1, 1, -1)
     copied = F.pad(source, padding, mode=mode).view(-1).long()
-    return taps @ _read(copied[:, None], size)
+    return Taps(taps @ _read(copied[:, None], size))
 
 
 def _conv_rule(tape: Tape, module: Any, value: Paths) -> Paths:
@@ -368,7 +700,7 @@ def _conv_call(
         if mode == "zeros":
             taps.append(_taps(size, k, s, pad, d))
         else:
-            taps.append(_padded_taps(_taps(size + sum(pad), k, s, (0, 0), d), size, pad, mode))
+            taps.append(_padded_taps(_taps(size + sum(pad), k, s, (0, 0), d).matrix, size, pad, mode))
     return _convolution(tape, value, weight.shape[0], groups, taps)
 
 
@@ -400,7 +732,8 @@ def _transposed_call(
     taps = []
     for size, k, s, p, more, d in zip(value.shape[-n:], kernel, *settings, strict=True):
         out = (size - 1) * s - 2 * p + d * (k - 1) + more + 1
-        taps.append(_read(torch.arange(size)[:, None] * s - p + torch.arange(k)[None] * d, out).T.contiguous())
+        written = _read(torch.arange(size)[:, None] * s - p + torch.arange(k)[None] * d, out)
+        taps.append(Taps(written.T.contiguous()))
     return _convolution(tape, value, weight.shape[1] * groups, groups, taps)
 
 
@@ -461,7 +794,7 @@ def _adaptive_call(tape: Tape, value: Paths, /, output_size: Any, *, n: int, ben
         out = size if out is None else out
         start, end = torch.arange(out) * size // out, -(-(torch.arange(out) + 1) * size // out)
         position = torch.arange(size)
-        taps.append(((position >= start[:, None]) & (position < end[:, None])).double())
+        taps.append(Taps(((position >= start[:, None]) & (position < end[:, None])).double()))
     return _pool(tape, value, taps, bends)
 
 
@@ -491,7 +824,7 @@ def _interpolate_call(
     for length, out, scale in zip(value.shape[-n:], sizes, scales, strict=True):
         extra = {"align_corners": align_corners} if one == "linear" else {}
         basis = torch.eye(length, dtype=torch.float64).unsqueeze(1)
-        taps.append((F.interpolate(basis, out, scale, mode=one, **extra)[:, 0].T > 1e-12).double())
+        taps.append(Taps((F.interpolate(basis, out, scale, mode=one, **extra)[:, 0].T > 1e-12).double()))
     return _pool(tape, value, taps)
 
 
@@ -509,7 +842,16 @@ def _reduce_call(tape: Tape, value: Paths, /, dim: Any = None, keepdim: bool = F
         return kept
     shape = [size for axis, size in enumerate(value.shape) if axis not in axes]
     rows = [axis + 1 for axis in axes]
-    return tape.record(lambda run, v: Value(tuple(p.squeeze(rows) for p in v.parts), v.log_scale), [kept], shape)
+
+    def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+        for row in rows:
+            x = x.unsqueeze(row)
+        return [x]
+
+    def step(run: Run, v: Value) -> Value:
+        return Value(tuple(p.squeeze(rows) for p in v.parts), v.log_scale)
+
+    return tape.record(step, [kept], shape, adjoint)
 
 
 def _embedding(tape: Tape, value: Paths, features: int) -> Paths:
@@ -518,25 +860,35 @@ def _embedding(tape: Tape, value: Paths, features: int) -> Paths:
     def step(run: Run, v: Value) -> Value:
         return Value(tuple(part.unsqueeze(-1) for part in v.parts), v.log_scale)
 
-    return tape.record(step, [value], shape)
+    def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+        return [summed_along(x, -1, features).squeeze(-1)]
+
+    return tape.record(step, [value], shape, adjoint)
 
 
 def _add_call(tape: Tape, a: Any, b: Any, /, *_: Any, **__: Any) -> Paths:
     """A sum of two operands; a constant carries no path."""
     if not (isinstance(a, Paths) and isinstance(b, Paths)):
         return _with_constant(tape, a, b)
-    shape = torch.broadcast_shapes(a.shape, b.shape)
+    shape = a.shape if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)
 
     def step(run: Run, x: Value, y: Value) -> Value:
         if x.log_scale < y.log_scale:
             x, y = y, x
+        runs = x.runs or y.runs
+        if any(v.runs != runs and (v.runs or v.parts[0].shape[2] > 1) for v in (x, y)):
+            x, y, runs = x.whole(), y.whole(), None
         sums = []
         for p, q in zip(x.parts, y.parts, strict=True):
             p, q = (_aligned(part, len(shape)) for part in (p, q))
             sums.append(torch.add(p, q, alpha=math.exp(y.log_scale - x.log_scale)))
-        return run.merged(sums, x.log_scale)
+        return run.merged(sums, x.log_scale, runs)
 
-    return tape.record(step, [a, b], shape)
+    def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+        return [_unbroadcast(x, shape, source.shape) for source in (a, b)]
+
+    alike = len(shape) > 1 and a.shape[1:2] == b.shape[1:2] and len(a.shape) == len(b.shape)
+    return tape.record(step, [a, b], shape, adjoint, takes_runs=alike)
 
 
 def _aligned(part: Tensor, ndim: int) -> Tensor:
@@ -556,7 +908,10 @@ def _with_constant(tape: Tape, a: Any, b: Any) -> Paths:
     def step(run: Run, v: Value) -> Value:
         return Value(tuple(_aligned(part, len(shape)) for part in v.parts), v.log_scale)
 
-    return tape.record(step, [value], shape)
+    def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+        return [_unbroadcast(x, shape, value.shape)]
+
+    return tape.record(step, [value], shape, adjoint)
 
 
 def _scale_call(tape: Tape, a: Any, b: Any, /, *_: Any, **__: Any) -> Any:
@@ -574,7 +929,11 @@ def _where_nonzero(tape: Tape, value: Paths, kept: Tensor) -> Paths:
     if bool(kept.all()):
         return value
     mask = kept.to("cpu", torch.float64)
-    return tape.record(lambda run, v: Value(tuple(part * mask for part in v.parts), v.log_scale), [value], value.shape)
+
+    def step(run: Run, v: Value) -> Value:
+        return Value(tuple(part * mask for part in v.parts), v.log_scale)
+
+    return tape.record(step, [value], value.shape, lambda run, x, *_: [x * mask])
 
 
 SAME_SIZE = (
@@ -619,19 +978,38 @@ def _cat_call(tape: Tape, tensors: Sequence[Any], /, dim: int = 0, **named: Any)
 
     def step(run: Run, *values: Value) -> Value:
         top = max(v.log_scale for v in values)
+        as_runs = run.keeps_runs and axis == 1
+        if not as_runs:
+            values = tuple(v.whole() for v in values)
+        runs: list[tuple[int, ...]] = [(s[axis],) for s in shapes]
         joined = []
         for n in range(len(values[0].parts)):
             none = torch.zeros((1,) * (ndim + 1), dtype=torch.float64)
-            parts = [spread(none, s, [axis]) for s in shapes]  # a constant carries no path
+            parts = [none if as_runs else spread(none, s, [axis]) for s in shapes]  # a constant carries no path
             for place, v in zip(places, values, strict=True):
-                part = spread(v.parts[n], shapes[place], [axis])
+                part = v.parts[n]
+                if not as_runs:
+                    part = spread(part, shapes[place], [axis])
+                elif part.shape[2] > 1:
+                    runs[place] = v.runs or (1,) * part.shape[2]
                 parts[place] = part if v.log_scale == top else part * math.exp(v.log_scale - top)
-            common = torch.broadcast_shapes(*([m for i, m in enumerate(p.shape) if i != axis + 1] for p in parts))
-            wide = [p.expand(*common[: axis + 1], p.shape[axis + 1], *common[axis + 1 :]) for p in parts]
-            joined.append(torch.cat(wide, dim=axis + 1))
-        return run.merged(joined, top)
+            joined.append(_joined(parts, axis + 1))
+        return run.merged(joined, top, sum(runs, ()) if as_runs else None)
 
-    return tape.record(step, [tensors[i] for i in places], shape)
+    starts = [sum(s[axis] for s in shapes[:place]) for place in places]
+
+    def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+        if x.shape[axis + 1] == 1:
+            return [x] * len(places)
+        return [x.narrow(axis + 1, at, shapes[place][axis]) for at, place in zip(starts, places, strict=True)]
+
+    return tape.record(step, [tensors[i] for i in places], shape, adjoint, takes_runs=axis == 1)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenation of parts of which some do not vary along other axes."""
+    common = torch.broadcast_shapes(*([m for i, m in enumerate(part.shape) if i != dim] for part in parts))
+    return torch.cat([part.expand(*common[:dim], part.shape[dim], *common[dim:]) for part in parts], dim=dim)
 
 
 def _setitem_call(tape: Tape, value: Any, key: Any, written: Any, /) -> Any:
@@ -670,13 +1048,27 @@ def _pad_call(tape: Tape, value: Paths, /, pad: Sequence[int], mode: str = "cons
     for i, amount in enumerate(pad):
         shape[-1 - i // 2] += amount
     if mode == "constant":
-        padded = [-1 - i // 2 for i, amount in enumerate(pad) if amount]
+        padded = sorted({len(shape) - 1 - i // 2 for i, amount in enumerate(pad) if amount})
+        channels_only = padded == [1] and min(pad) >= 0
+        before, after = (pad[2 * (len(shape) - 2) + i] for i in (0, 1)) if channels_only else (0, 0)
 
         def step(run: Run, v: Value) -> Value:
-            parts = (F.pad(spread(part, value.shape, padded), list(pad)) for part in v.parts)
+            if run.keeps_runs and channels_only:
+                (part,) = v.parts
+                own = v.runs or ((value.shape[1],) if part.shape[2] == 1 else (1,) * part.shape[2])
+                ends = [torch.zeros((1,) * part.ndim, dtype=torch.float64)] * 2
+                return Value((_joined([ends[0], part, ends[1]], 2),), v.log_scale, (before, *own, after))
+            parts = (F.pad(spread(part, value.shape, padded), list(pad)) for part in v.whole().parts)
             return Value(tuple(parts), v.log_scale)
 
-        return tape.record(step, [value], shape)
+        def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+            for axis in padded:
+                at = pad[2 * (len(shape) - 1 - axis)]
+                x = x if x.shape[axis + 1] == 1 else x.narrow(axis + 1, at, value.shape[axis])
+            return [x]
+
+        crops = any(amount < 0 for amount in pad)  # differentiated: what was cut off carries nothing
+        return tape.record(step, [value], shape, None if crops else adjoint, takes_runs=channels_only)
     n = len(pad) // 2
     taps = []
     for axis in range(-n, 0):
@@ -771,14 +1163,59 @@ def view(tape: Tape, value: Paths, call: Callable[[Tensor], Any]) -> Any:
         results = (torch.vmap(call)(counts.expand(-1, *value.shape)) for counts in v.parts)
         return Value(tuple(compact(r if part is None else r[part]) for r in results), v.log_scale)
 
+    def adjoint(run: Run, x: Tensor, *_: Any, part: int | None = None) -> list[Tensor]:
+        with torch.enable_grad():
+            entries = torch.zeros((), dtype=torch.float64, requires_grad=True).expand(value.shape)
+            shown = call(entries) if part is None else call(entries)[part]
+        (given,) = torch.autograd.grad(shown, entries, x[0].expand(shown.shape))
+        return [compact(given.unsqueeze(0))]
+
     if isinstance(made, Tensor):
-        return tape.record(step, [value], made.shape)
-    return type(made)(tape.record(partial(step, part=i), [value], x.shape) for i, x in enumerate(made))
+        return tape.record(step, [value], made.shape, adjoint)
+    return type(made)(
+        tape.record(partial(step, part=i), [value], x.shape, partial(adjoint, part=i)) for i, x in enumerate(made)
+    )
+
+
+def _slice(tape: Tape, value: Paths, key: Any) -> Paths | None:
+    """Indexing by slices alone, axis by axis, so that what does not vary stays compact; None for any other."""
+    key = key if isinstance(key, tuple) else (key,)
+    if not all(entry is Ellipsis or isinstance(entry, slice) for entry in key) or key.count(Ellipsis) > 1:
+        return None
+    if Ellipsis in key:
+        at = key.index(Ellipsis)
+        key = (*key[:at], *(slice(None) for _ in range(len(value.shape) - len(key) + 1)), *key[at + 1 :])
+    if len(key) > len(value.shape):
+        return None
+    shape = torch.empty(value.shape, device="meta")[key].shape
+    if 0 in shape:
+        return None
+    # Steps are positive: whatever keeps its size is shown as it is. Axes are those of parts, behind the rows.
+    cut = {axis + 1: part for axis, part in enumerate(key) if shape[axis] < value.shape[axis]}
+
+    def step(run: Run, v: Value) -> Value:
+        if 2 in cut:
+            v = v.whole()
+        parts = []
+        for part in v.parts:
+            places = [cut[i] if i in cut and size > 1 else slice(None) for i, size in enumerate(part.shape)]
+            parts.append(part[tuple(places)])
+        return Value(tuple(parts), v.log_scale, v.runs)
+
+    def adjoint(run: Run, x: Tensor, *_: Any) -> list[Tensor]:
+        sizes = [value.shape[i - 1] if i in cut else size for i, size in enumerate(x.shape)]
+        given = torch.zeros(sizes, dtype=torch.float64)
+        given[tuple(cut.get(i, slice(None)) for i in range(len(sizes)))] = x
+        return [given]
+
+    return tape.record(step, [value], shape, adjoint, takes_runs=True)
 
 
 def _view_call(tape: Tape, value: Any, /, *args: Any, target: Any, **kwargs: Any) -> Any:
     if not isinstance(value, Paths):  # an entry of what chunk or split returned
         return target(value, *args, **kwargs)
+    if target is operator.getitem and (sliced := _slice(tape, value, *args)) is not None:
+        return sliced
     others = [torch.empty(a.shape, device="meta") if isinstance(a, Paths) else a for a in args]
     # What does not vary is kept once (stride 0), which is no reason to refuse another view of it.
     target = {"view": "reshape", "view_as": "reshape_as"}.get(target, target) if isinstance(target, str) else target
@@ -986,6 +1423,10 @@ def rules_version() -> int:
 def declare_path_rule(target: Any, rule: Literal["same", "nonlinear", "view"] | Rule) -> None:
     """Say what an operation of your own does to paths, for all networks of this process.
 
+    Modules of a class with a rule are kept whole by every later `linearize`, which otherwise looks into all modules
+    that are not torch's own; so declare first. A module that calls a ReLU inside is refused then. An attribute
+    `is_traced_whole` of the class or module decides instead where it is set.
+
     Args:
         target: a module class, a function, or the name of a tensor method.
         rule: "same" (entry by entry, no bend), "nonlinear" (entry by entry, one more nonlinearity on every path),
@@ -1012,4 +1453,6 @@ def declare_path_rule(target: Any, rule: Literal["same", "nonlinear", "view"] | 
     if not callable(made):
         raise SpecError(f"rule is {rule!r}; expected 'same', 'nonlinear', 'view' or a function.")
     (MODULE_RULES if is_module else CALL_RULES)[target] = made
+    if is_module and not target.__module__.startswith("torch.nn"):
+        keep_whole(target)
     _declared.append(target)

@@ -139,22 +139,16 @@ class _Structure:
         self.sizes = [unit.channels for unit in self.units]
         self._channelwise = all(unit.granularity == "channel" for unit in self.units)
         self._normalized = normalized
-        self._tape = Tape(count_max_pool, gates, normalized)
-        with undisturbed(torch.device("cpu")):
+        self._tape = Tape(count_max_pool, gates)
+        with torch.inference_mode(False), undisturbed(torch.device("cpu")):
             self._fingerprint = _record(net, shapes, self.units, self._tape)
-        marks = [torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in self.sizes]
-        with torch.enable_grad():
-            paths, length = self._tape.totals(Run(normalized, 0, marks))
-            if not paths > 0:
-                raise UnsupportedNetwork(
-                    "no path leads from an input to an output of the network; there is no mean length."
-                )
-            mean = (length / paths).squeeze()
-            reached = torch.autograd.grad(mean, marks, allow_unused=True) if mean.requires_grad else [None] * len(marks)
-        self.constant = float(mean.detach())  # what counted max poolings contribute
-        self.weights = torch.cat(
-            [torch.zeros(n).double() if w is None else w for w, n in zip(reached, self.sizes, strict=True)]
-        )
+            visits = self._tape.visits(normalized, self.sizes)
+        if visits is None:
+            raise UnsupportedNetwork(
+                "no path leads from an input to an output of the network; there is no mean length."
+            )
+        weights, self.constant = visits  # the constant: what counted max poolings contribute
+        self.weights = torch.cat(weights)
 
     def fits(self, net: GraphModule) -> bool:
         """Whether the network still has the structure that was analysed."""
@@ -175,7 +169,7 @@ class _Structure:
     def histogram(self, activity: Tensor) -> Tensor:
         """Probability of each length."""
         lengths = len(self.units) + self._tape.bends + 1
-        (counts,) = self._tape.totals(Run(self._normalized, lengths, activity.split(self.sizes)))
+        counts = self._tape.histogram(Run(self._normalized, lengths, activity.split(self.sizes)))
         return counts / counts.sum()
 
 

@@ -104,6 +104,8 @@ def compute(
             "apl": paths.path_length(measured, shape, normalized=False).mean,
             "enw": effective_width(measured),
         }
+        if any(isinstance(module, nn.MaxPool2d) for module in measured.modules()):  # as the paper counts on ImageNet
+            metrics["napl_max_pool"] = paths.path_length(measured, shape, count_max_pool=True).mean
     except training.TrainingDiverged:
         store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
         raise
@@ -369,9 +371,11 @@ def _usable(spec: RunSpec, store: Store, refresh: bool, weights: bool = False) -
 
 def seconds(spec: RunSpec) -> float:
     """Rough time of a run on one core, measured for small networks: to order runs by, never to promise."""
-    images = spec.train or 50_000
+    official = datasets.OFFICIAL.get(spec.data)  # None: digits, which say size and number themselves
+    images = spec.train or (official.rows["train"] if official else 0)
+    side = spec.size or (official.side if official else 0)
     depth = int("".join(filter(str.isdigit, spec.net.removesuffix("v1"))))
-    return 9e-8 * (spec.recipe.epochs or 0.2) * images * (spec.size or 32) ** 2 * depth * (spec.width + 0.5)
+    return 9e-8 * (spec.recipe.epochs or 0.2) * images * side**2 * depth * (spec.width + 0.5)
 
 
 _NO_PARENT = "its parent run failed"

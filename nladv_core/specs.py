@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
-
-import torch
 
 from nladv_core import datasets, nets, training, values
 from nladv_core.errors import SpecError
@@ -33,7 +30,8 @@ class RunSpec:
         published: a network that others trained (a key of `nets.PUBLISHED`), taken as it is, to be a parent: `recipe`
             is `recipes.UNTRAINED`. It and all that descend from it see images preprocessed as it was trained.
         omega: strength of the regularizer, >= 0.
-        start: epoch of this run (from 0) at which slopes are switched on.
+        start: epoch of this run (from 0) at which slopes are switched on; with omega 0 also the number of its epochs:
+            never, so that the parent is trained on as it is, a control for what more training does by itself.
         goal: share of units to make inactive, in (0, 1), or None for no goal.
         pull_back: pull remaining active slopes back to 0 once the goal is reached.
         granularity: one slope per "channel", "layer" or "pixel".
@@ -81,13 +79,16 @@ class RunSpec:
                 raise SpecError(
                     f"run: {name} is {given!r}, expected one of {', '.join(known)}{values.nearest(given, known)}"
                 )
-        _check_net(self.net, self.width, self.residual, self.shortcut)
+        nets.check(self.net, width=self.width, residual=self.residual, shortcut=self.shortcut)
         if self.data == "digits":
             for name, usual in _DIGITS.items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, usual)
-        elif self.size == 32:
-            object.__setattr__(self, "size", None)
+        else:  # what is all there is goes without saying
+            official = datasets.OFFICIAL[self.data]
+            for name, all_of_it in {"size": official.side, **official.rows}.items():
+                if getattr(self, name) == all_of_it:
+                    object.__setattr__(self, name, None)
         self._check_published()
         self._check_ranges()
         self._check_effect()
@@ -126,8 +127,9 @@ class RunSpec:
             raise SpecError(f"run: p is {self.p:g} and margin {self.margin:g}, expected p > 0 and margin in (0, 1)")
         if self.seed < 0:
             raise SpecError(f"run: seed is {self.seed}, expected at least 0")
-        if self.published is None and not 0 <= self.start < self.recipe.epochs:
-            raise SpecError(f"run: start is {self.start}, expected an epoch of it: 0 to {self.recipe.epochs - 1}")
+        latest = self.recipe.epochs - (self.omega > 0)
+        if self.published is None and not 0 <= self.start <= latest:
+            raise SpecError(f"run: start is {self.start}, expected an epoch of it: 0 to {latest}")
         if self.data == "digits":
             sides_and_counts = (8 <= (self.size or 0) <= 128, (self.train or 0) > 0, (self.test or 0) > 0)
             if not all(sides_and_counts) or not 0 <= (self.difficulty or 0) <= 1:
@@ -135,8 +137,18 @@ class RunSpec:
                     f"run: digits with size {self.size}, difficulty {self.difficulty}, train {self.train}, test "
                     f"{self.test}; expected 8 to 128 pixels, 0 to 1, and at least one image each"
                 )
-        elif self.size is not None or self.difficulty is not None:
-            raise SpecError(f"run: {self.data} has 32 pixels and one difficulty; leave size and difficulty out")
+            return
+        official = datasets.OFFICIAL[self.data]
+        if self.size is not None or self.difficulty is not None:
+            raise SpecError(
+                f"run: {self.data} has {official.side} pixels and one difficulty; leave size and difficulty out"
+            )
+        for name, count in official.rows.items():
+            asked = getattr(self, name)
+            if asked is not None and not 0 < asked <= count:
+                raise SpecError(
+                    f"run: {name} is {asked}, expected 1 to {count} images of {self.data}, or null for all of them"
+                )
 
     def _check_effect(self) -> None:
         """Fields without effect must keep their defaults: otherwise two keys would name one result."""
@@ -212,9 +224,3 @@ class RunSpec:
         if self.linearized:
             what += f", {self.granularity}-wise, omega {self.omega:g}"
         return f"{self.key()} ({what})"
-
-
-@lru_cache(maxsize=256)
-def _check_net(name: str, width: float, residual: bool, shortcut: str) -> None:
-    with torch.device("meta"):
-        nets.build(name, width=width, residual=residual, shortcut=shortcut)

@@ -18,20 +18,31 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from nladv_core import nets, places, training
+from nladv_core import places, values
 from nladv_core.checkpoints import Checkpoint, write
 from nladv_core.errors import NladvError, RecordError, SpecError
-from nladv_core.linearize import Masks, linearize, masks
-from nladv_core.specs import RunSpec
 
+# Whatever needs torch is imported where it is used: which runs there are is told without it.
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor, nn
+
+    from nladv_core.linearize import Masks
+    from nladv_core.specs import RunSpec
 
 # The modules whose code decides a result: a record keeps a digest of them.
-_DECIDING = ("tracing", "linearize", "path_rules", "paths", "nets", "datasets", "downloads", "training", "runs")
+_DECIDING = (
+    "tracing",
+    "linearize",
+    "path_rules",
+    "paths",
+    "nets",
+    "image_files",
+    "datasets",
+    "downloads",
+    "training",
+    "runs",
+)
 
 
 class RecordWarning(UserWarning):
@@ -48,7 +59,8 @@ class Record:
 
     Attributes:
         key, spec: which run.
-        metrics: after the final epoch: test_accuracy, train_accuracy, train_loss, active_fraction, napl, apl, enw.
+        metrics: after the final epoch: test_accuracy, train_accuracy, train_loss, active_fraction, napl, apl, enw,
+            and of networks with max pooling napl_max_pool, the NAPL that counts it as one more unit (§4.2).
         history: one row per epoch, as `training.fit` yields them; `active` follows the order of `units`.
         units: name, channels and active channels of each unit group after the final epoch.
         wall_s: seconds from data to metrics, without those lost with an interruption.
@@ -91,38 +103,51 @@ class Record:
         Raises:
             RecordError: unreadable, not JSON, fields missing, or a key that does not belong to its spec.
         """
-        remedy = "delete it, then `nladv run` computes it again"
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-        except ValueError:
-            raise RecordError(f"{path}: found something that is not JSON, expected a run record; {remedy}") from None
-        if not isinstance(found, dict) or {"execution", *found} != set(cls.__dataclass_fields__):
-            raise RecordError(f"{path}: found JSON without the fields of a run record; {remedy}")
-        kinds = {
-            "metrics": dict,
-            "history": list,
-            "units": list,
-            "code": dict,
-            "data": dict,
-            "files": dict,
-            "execution": dict,
-        }
-        found.setdefault("execution", {})
-        wrong = [name for name, kind in kinds.items() if not isinstance(found[name], kind)]
-        if wrong:
-            raise RecordError(f"{path}: its {wrong[0]} is not a {kinds[wrong[0]].__name__}; {remedy}")
+        from nladv_core.specs import RunSpec
+
+        found = _content(path)
         try:
             spec = RunSpec.from_json(found["spec"])
         except SpecError as error:
-            raise RecordError(f"{path}: its spec is not one of ours ({error}); {remedy}") from None
+            raise RecordError(f"{path}: its spec is not one of ours ({error}); {_REMEDY}") from None
         if not found["key"] == spec.key() == path.name.partition(".")[0]:
             raise RecordError(
                 f"{path}: it says key {found['key']!r} but its spec has key {spec.key()}: a foreign or edited record; "
-                f"{remedy}"
+                f"{_REMEDY}"
             )
         return cls(**(found | {"spec": spec}))
+
+
+_REMEDY = "delete it, then `nladv run` computes it again"
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The fields of a record file, of the right kinds, its spec not looked into."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+    except (ValueError, RecursionError):
+        raise RecordError(f"{path}: found something that is not JSON, expected a run record; {_REMEDY}") from None
+    if not isinstance(found, dict) or {"execution", *found} != set(Record.__dataclass_fields__):
+        raise RecordError(f"{path}: found JSON without the fields of a run record; {_REMEDY}")
+    kinds = {"metrics": dict, "history": list, "units": list, "code": dict, "data": dict, "files": dict}
+    found.setdefault("execution", {})
+    for name, kind in {**kinds, "execution": dict}.items():
+        if not isinstance(found[name], kind):
+            raise RecordError(f"{path}: its {name} is not a {kind.__name__}; {_REMEDY}")
+    for file in found["files"].values():
+        if not isinstance(file, dict) or not all(isinstance(file.get(part), str) for part in ("name", "sha256")):
+            raise RecordError(f"{path}: its files are not given by name and sha256; {_REMEDY}")
+    return found
+
+
+def _key(spec: Any) -> str:
+    """What `RunSpec.key` is for a spec in its short form, as `RunSpec.to_json` gives it; without meaning for others."""
+    found = spec
+    if isinstance(spec, dict) and "parent" in spec:
+        found = spec | {"parent": _key(spec["parent"])}
+    return hashlib.sha256(values.text(found).encode()).hexdigest()[:12]
 
 
 @cache
@@ -147,6 +172,10 @@ def code_version() -> dict[str, Any]:
 
 def untrained(spec: RunSpec, classes: int) -> nn.Module:
     """The network that `spec` names, with the weights its seed decides; the global random state is left alone."""
+    import torch
+
+    from nladv_core import nets, training
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.stream(spec.seed, "weights"))
         return nets.build(spec.net, classes=classes, width=spec.width, residual=spec.residual, shortcut=spec.shortcut)
@@ -154,6 +183,8 @@ def untrained(spec: RunSpec, classes: int) -> nn.Module:
 
 def with_slopes(net: nn.Module, spec: RunSpec, shape: Sequence[int]) -> nn.Module:
     """`net` linearized as `spec` says; `shape` is that of an image, [C, H, W]."""
+    from nladv_core.linearize import linearize
+
     granularity: Any = spec.granularity  # checked by RunSpec; the parameter is a Literal
     return linearize(net, tuple(shape), granularity=granularity)
 
@@ -217,25 +248,38 @@ class Store:
         if path is None:
             raise RecordError(f"no record of run {run} in {self.folder}; compute it with `nladv run`")
         record = Record.read(path)
-        if path.parent == self.folder:
-            for file in record.files.values():
-                if not (path.parent / _inside(file["name"])).is_file():
-                    raise RecordError(
-                        f"{path}: its file {file['name']} is missing; delete the record, then "
-                        "`nladv run` computes it again"
-                    )
+        self._check_files(path, record.files)
         return record
 
-    def state(self, run: RunSpec) -> str:
-        """`"done"`, `"older code"` (done by other sources than today's), `"damaged"` or `"missing"`."""
-        path = self._find(run.key())
+    def _check_files(self, path: Path, files: dict[str, Any]) -> None:
+        if path.parent != self.folder:
+            return
+        for file in files.values():
+            if not (path.parent / _inside(file["name"])).is_file():
+                raise RecordError(
+                    f"{path}: its file {file['name']} is missing; delete the record, then `nladv run` computes it again"
+                )
+
+    def state(self, run: RunSpec | str) -> str:
+        """`"done"`, `"older code"` (done by other sources than today's), `"damaged"` or `"missing"`.
+
+        Args:
+            run: a spec, or the key of one.
+        """
+        key = run if isinstance(run, str) else run.key()
+        path = self._find(key)
         if path is None:
             return "missing"
         try:
-            record = self.record(run)
-        except RecordError:
+            found = _content(path)
+            if found["key"] == key == _key(found["spec"]):  # then the spec is the one that has this key
+                self._check_files(path, found["files"])
+                source = found["code"].get("source")
+            else:
+                source = self.record(key).code.get("source")
+        except (RecordError, ValueError):  # NaN has no place in a spec
             return "damaged"
-        if path.parent == self.folder and record.code.get("source") != code_version()["source"]:
+        if path.parent == self.folder and source != code_version()["source"]:
             return "older code"
         return "done"
 
@@ -254,13 +298,15 @@ class Store:
     def frame(self, runs: Iterable[RunSpec | str] | None = None) -> pd.DataFrame:
         """One row a finished run: what was run, and its final-epoch metrics. Missing runs have no row.
 
-        Columns: key, parent (its key, or missing), data, data_checksum, net, width, residual, shortcut, seed, epochs,
-        linearized, granularity, omega, goal, start, masks, precision; test_accuracy, train_accuracy (shares),
-        train_loss, active_fraction, napl, apl, enw; wall_s, device, torch, code (digest), created.
+        Columns: key, parent (its key, or missing), data, data_checksum, difficulty, net, width, residual, shortcut,
+        seed, epochs, linearized, granularity, omega, goal, start, masks, precision; test_accuracy, train_accuracy
+        (shares), train_loss, active_fraction, napl, apl, enw; wall_s, device, torch, code (digest), created.
         """
         import pandas as pd
 
-        copied = "data net width residual shortcut seed granularity omega goal start masks precision linearized"
+        copied = (
+            "data difficulty net width residual shortcut seed granularity omega goal start masks precision linearized"
+        )
         rows = []
         for record in self.records(runs):
             spec = record.spec
@@ -333,16 +379,22 @@ class Store:
 
         Raises:
             Busy: another process holds it, and `wait` is False.
+            RecordError: the folder cannot be written to.
         """
         from filelock import FileLock, Timeout
 
         folder = self.folder / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{run.key()}.lock")
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             raise Busy(f"run {run} is being computed by another process") from None
+        except OSError as error:
+            raise RecordError(
+                f"{self.folder}: it cannot be written to ({error.strerror or error}); make room there, or name another "
+                "folder by NLADV_STORE"
+            ) from None
         try:
             yield
         finally:
@@ -351,6 +403,8 @@ class Store:
     def save(self, record: Record, net: nn.Module) -> Record:
         """Write weights, masks and, last, the record: complete files or none; returns it with its files named."""
         from safetensors.torch import save
+
+        from nladv_core.linearize import masks
 
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"{record.key}.*.tmp"):

@@ -7,16 +7,19 @@ difference counts only if its 95 % t-interval over them leaves out zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nladv_core.errors import RecordError
+from nladv_core.values import changed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nladv_core.store import Record, Store
 
 
 def spread(frame: pd.DataFrame, by: str | Sequence[str], values: Sequence[str]) -> pd.DataFrame:
@@ -209,25 +212,79 @@ def table(frame: pd.DataFrame, parents: pd.DataFrame) -> Any:
         ignore_index=True,
     )
 
-    def cell(row: Any, value: str, scale: float, digits: int) -> str:
-        mean, sd = scale * row[value], scale * row[f"{value}_sd"]
-        return f"{mean:.{digits}f}" if math.isnan(sd) else f"{mean:.{digits}f} ± {sd:.{digits}f}"
-
     rows = [
         {
             "slope per": row["granularity"],
             "ω": "" if math.isnan(row["omega"]) else f"{row['omega']:g}",
-            "accuracy, %": cell(row, "test_accuracy", 100, 1),
-            "NAPL": cell(row, "napl", 1, 2),
-            "active, %": cell(row, "active_fraction", 100, 1),
-            "ENW": cell(row, "enw", 1, 1),
+            "accuracy, %": _cell(row, "test_accuracy", 100, 1),
+            "NAPL": _cell(row, "napl", 1, 2),
+            "active, %": _cell(row, "active_fraction", 100, 1),
+            "ENW": _cell(row, "enw", 1, 1),
             "seeds": row["seeds"],
         }
         for _, row in means.iterrows()
     ]
+    return styled(rows)
+
+
+def _cell(row: Any, value: str, scale: float, digits: int) -> str:
+    mean, sd = scale * row[value], scale * row[f"{value}_sd"]
+    return f"{mean:.{digits}f}" if math.isnan(sd) else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def styled(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows of a table, column name to cell, as a pandas table in the book's style."""
+    import pandas as pd
+
     spaced: Any = [{"selector": "th, td", "props": "padding: 0.2rem 0.5rem; text-align: right; white-space: nowrap"}]
-    styled = pd.DataFrame(rows).style.hide(axis="index").set_table_styles(spaced)
-    return styled.set_table_attributes('class="dataframe"')
+    table = pd.DataFrame(rows).style.hide(axis="index").set_table_styles(spaced)
+    return table.set_table_attributes('class="dataframe"')
+
+
+def with_inverse_share(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs with an active unit, and a column `inverse`: one over their active share (§4.3.1).
+
+    Raises:
+        RecordError: no run has an active unit.
+    """
+    require(frame, ["active_fraction"])
+    some = frame[frame["active_fraction"] > 0]
+    if not len(some):
+        raise RecordError("no network has an active unit left, so the active share has no inverse; lower omega")
+    return some.assign(inverse=1 / some["active_fraction"])
+
+
+def with_depth(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a column `depth`, from the name of their network (`effects.depth_in`)."""
+    from nladv_core.effects import depth_in
+
+    require(frame, ["net"])
+    return frame.assign(depth=[depth_in(net) for net in frame["net"]])
+
+
+def with_task(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a column `task`: the data set, of digits with their difficulty."""
+    require(frame, ["data", "difficulty"])
+    names = [
+        f"{data}, difficulty {difficulty:g}" if data == "digits" else data
+        for data, difficulty in zip(frame["data"], frame["difficulty"], strict=True)
+    ]
+    return frame.assign(task=names)
+
+
+def tasks(parents: pd.DataFrame) -> Any:
+    """Accuracy and NAPL of the networks before linearization, task by task, as a styled pandas table."""
+    means = spread(parents, ["task"], ["test_accuracy", "napl"])
+    rows = [
+        {
+            "task": row["task"],
+            "accuracy, %": _cell(row, "test_accuracy", 100, 1),
+            "NAPL": _cell(row, "napl", 1, 2),
+            "seeds": row["seeds"],
+        }
+        for _, row in means.iterrows()
+    ]
+    return styled(rows)
 
 
 def committed(chapter: Any) -> pd.DataFrame:
@@ -235,7 +292,51 @@ def committed(chapter: Any) -> pd.DataFrame:
 
     Only `data/results/<tier>` counts, never what lies in somebody's cache.
     """
+    return _results(chapter.tier).frame(chapter.specs())
+
+
+def committed_records(chapter: Any) -> list[Record]:
+    """The same as whole records, for what a row does not hold: active units layer by layer, epoch by epoch."""
+    return _results(chapter.tier).records(chapter.specs())
+
+
+def committed_editions(kind: Any, tiers: Sequence[str] = ("reduced", "paper")) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """What a chapter shows of larger runs: each edition of each tier with its committed records, the first tier first.
+
+    Args:
+        kind: the class of a chapter, such as `experiments.Structure`.
+        tiers: whose editions.
+
+    Yields:
+        The chapter's parameters, and `committed` of them: empty for what was not run, and for what was run in part
+        the runs that are there.
+    """
+    for tier in tiers:
+        for edition in kind.editions(tier):
+            yield edition, committed(edition)
+
+
+def parents_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The networks before linearization and the linearized ones; both empty if one of them is missing."""
+    if not len(frame) or frame["linearized"].nunique() < 2:
+        return frame.iloc[:0], frame.iloc[:0]
+    return frame[~frame["linearized"]], frame[frame["linearized"]]
+
+
+def edition_title(edition: Any) -> str:
+    """What sets an edition of a chapter apart, in a phrase: its tier and the parameters that are not the defaults."""
+    told = [str(edition.tier)]
+    for name, value in changed(edition).items():
+        if name not in ("tier", "device"):
+            listed = value if isinstance(value, (list, tuple)) else [value]
+            told.append(f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in listed)}")
+    return "; ".join(told)
+
+
+def _results(tier: str) -> Store:
     from nladv_core.places import project_root
     from nladv_core.store import Store
 
-    return Store(project_root() / "data" / "results" / chapter.tier, also=()).frame(chapter.specs())
+    results = project_root() / "data" / "results"
+    # As a folder beside the live one: committed records come without weights, which a live folder must have.
+    return Store(results / ".live", also=(results / tier,))

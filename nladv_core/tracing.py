@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from nladv_core.errors import SpecError, UnsupportedNetwork
@@ -38,6 +39,32 @@ _LOOK_INTO = (
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )
+
+
+# Classes of a user that somebody declared a path rule for (see `path_rules.declare_path_rule`).
+_RULED: set[type[nn.Module]] = set()
+
+
+def keep_whole(kind: type[nn.Module]) -> None:
+    """Record modules of this class as one call from now on; one that calls a ReLU inside is refused."""
+    _RULED.add(kind)
+
+
+class _RefusesRelu(TorchFunctionMode):
+    """While a module runs that is kept whole for its rule: no ReLU may be missed in silence."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        super().__init__()
+        self._message = (
+            f"module {path!r} ({kind}) has a path rule and is therefore kept whole, but calls a ReLU, which would not "
+            "be linearized; give it an attribute is_traced_whole = False to look into it, or True to leave that ReLU "
+            "alone."
+        )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("relu", "relu_"):
+            raise UnsupportedNetwork(self._message)
+        return func(*args, **(kwargs or {}))
 
 
 def example_tensors(model: nn.Module, example_input: ExampleInput) -> tuple[Tensor, ...]:
@@ -128,7 +155,7 @@ class _ValueTracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, _LOOK_INTO):
             return False
-        return m.__module__.startswith("torch.nn") or getattr(m, "is_traced_whole", False)
+        return m.__module__.startswith("torch.nn") or bool(getattr(m, "is_traced_whole", isinstance(m, tuple(_RULED))))
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         code = root_fn.__code__
@@ -174,8 +201,11 @@ class _ValueTracer(Tracer):
             module = self.root.get_submodule(target)
             modes = [(m, m.training) for m in module.modules()]
             module.eval()
+            ruled = isinstance(module, tuple(_RULED)) and not hasattr(module, "is_traced_whole")
+            looking = _RefusesRelu(target, type(module).__name__) if ruled else contextlib.nullcontext()
             try:
-                return module(*args, **kwargs)
+                with looking:
+                    return module(*args, **kwargs)
             finally:
                 for m, mode in modes:
                     m.training = mode

@@ -78,7 +78,8 @@ def fit(
         omega: strength of the regularizer, >= 0.
         p: exponent of the penalty, > 0.
         goal: share of units to make inactive, in (0, 1); the regularizer then stops. None: it acts to the end.
-        start: first epoch (from 0) with slopes switched on; before it every slope stays as it is (§4.1.2).
+        start: first epoch (from 0) with slopes switched on; before it every slope stays as it is (§4.1.2). With omega 0
+            it may be the number of epochs: the slopes stay as they are to the end.
         pull_back: from the epoch after the goal is reached, pull the remaining active slopes back to 0 with the same
             omega (the paper advises against it).
         margin: distance from 1 below which a unit counts as linear.
@@ -107,8 +108,9 @@ def fit(
         raise SpecError("a goal share needs omega above 0: nothing drives units towards the line without it")
     if pull_back and goal is None:
         raise SpecError("pull_back acts after a goal share is reached; give a goal too")
-    if not 0 <= start < recipe.epochs:
-        raise SpecError(f"start is {start}, expected an epoch of the run: 0 to {recipe.epochs - 1}")
+    latest = recipe.epochs - (omega > 0)
+    if not 0 <= start <= latest:
+        raise SpecError(f"start is {start}, expected an epoch of the run: 0 to {latest}")
     if not 0 <= first <= recipe.epochs:
         raise SpecError(f"first is {first}, expected an epoch of the run or its end: 0 to {recipe.epochs}")
     if precision not in PRECISIONS:
@@ -139,7 +141,7 @@ def _epochs(
     momenta: dict[str, Tensor],
 ) -> Iterator[dict[str, Any]]:
     net.to(device).eval()
-    if device.type == "cpu":
+    if device.type == "cpu" and not _overruns_in_channels_last(net):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster
     data = data.to(device)
     groups = parameter_groups(net, recipe.weight_decay)
@@ -210,6 +212,21 @@ def _epochs(
         }
 
 
+def _overruns_in_channels_last(net: nn.Module) -> bool:
+    """Whether oneDNN would write past its buffer while training `net`, which crashes or gives wrong gradients.
+
+    It does for a strided 1×1 convolution with fewer input channels than a vector has lanes, 8 or 16 by processor
+    (https://github.com/uxlfoundation/oneDNN/issues/6035, open at the time of writing).
+    """
+    return any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels // module.groups < 16
+        for module in net.modules()
+    )
+
+
 def untrained_row(
     net: nn.Module, data: datasets.ImageData, *, device: str | torch.device = "cpu", precision: str = "float32"
 ) -> dict[str, Any]:
@@ -224,7 +241,7 @@ def untrained_row(
     loss = torch.zeros((), device=device, dtype=torch.float64)
     right = torch.zeros((), device=device, dtype=torch.int64)
     with torch.no_grad(), _autocast(precision, device):
-        for batch, truth in zip(images.split(1000), labels.split(1000), strict=True):
+        for batch, truth in zip(images.split(_at_once(data)), labels.split(_at_once(data)), strict=True):
             logits = net(datasets.normalize(batch, data.mean, data.std)).float()
             loss += cross_entropy(logits, truth, reduction="sum")
             right += (logits.argmax(1) == truth).sum()
@@ -252,13 +269,19 @@ def accuracy(
 
 
 @torch.no_grad()
-def _correct(net: nn.Module, data: datasets.ImageData, precision: str, batch: int = 1000) -> Tensor:
+def _correct(net: nn.Module, data: datasets.ImageData, precision: str) -> Tensor:
     net.eval()
+    batch = _at_once(data)
     right = torch.zeros((), dtype=torch.int64, device=data.test_images.device)
     with _autocast(precision, data.test_images.device):
         for images, labels in zip(data.test_images.split(batch), data.test_labels.split(batch), strict=True):
             right += (net(datasets.normalize(images, data.mean, data.std)).argmax(1) == labels).sum()
     return right
+
+
+def _at_once(data: datasets.ImageData) -> int:
+    """Images to judge at once: 1,000, or of those with more than 64 pixels a side what takes as much memory."""
+    return min(1000, max(1, 1000 * 64**2 // math.prod(data.test_images.shape[2:])))
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

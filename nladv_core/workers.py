@@ -35,7 +35,9 @@ class Pool:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         # So that a plain copy of the sources works without being installed.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-c", f"from {module} import {function}; {function}()"]
+        # Ctrl-C reaches every process of the terminal; the parent ends these, also while they still load torch.
+        deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+        command = [sys.executable, "-c", f"{deaf}; from {module} import {function}; {function}()"]
         self.processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
             for _ in range(count)

@@ -1,0 +1,297 @@
+"""What a tier decides, and what all chapters have in common.
+
+A tier is the size of an experiment. Where a chapter's parameter is None, the tier says what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from nladv_core import nets, runs, values
+from nladv_core.errors import SpecError
+from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
+from nladv_core.specs import RunSpec
+from nladv_core.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """What a tier decides where a chapter's parameter is None.
+
+    Attributes:
+        dataset, network, width: names and width factor.
+        published: a network that others trained (a key of `nets.PUBLISHED`), which takes the place of `network` on the
+            data set it was trained on, or None.
+        train, test, size, difficulty: how much of a data set, and what kind of digits; None is the whole set.
+        training, linearization: names of recipes.
+        omegas, layer_omegas: from nearly all units active to the collapse of accuracy, channel-wise and layer-wise.
+            Such values scale with the steps and rates of the recipe. A layer's slope answers for all its channels in
+            the loss but is penalised once, so it takes a larger omega. The paper's list is lost; these are ours.
+        omega: one value in the middle, for a chapter that shows a single strength.
+        few: some of `omegas`, for chapters whose subject is another axis; the last is strong enough to hurt accuracy.
+        seeds: repetitions, parent and linearization alike.
+        short: recipe of the linearization in chapters 03, 04 and 05 (§4.1.1, §4.1.2 and the maps of §4.2).
+        goal, goal_omega: share of units to make inactive where that share is fixed (§4.1.2; 88 % according to the
+            blog), and a strength that gets there in the epochs there are.
+        starts: how many epochs of training there were when the slopes are switched on (§4.1.2).
+        widths: factors, the narrowest first (§4.3.1).
+        family, depths: networks `<family><depth>` (§4.3.2).
+        datasets, difficulties: tasks of increasing difficulty (§4.3.3); the second for digits alone.
+        small: network, width factor and number of training images where many parents are trained; None: those above.
+    """
+
+    dataset: str
+    network: str
+    published: str | None = None
+    width: float = 1.0
+    train: int | None = None
+    test: int | None = None
+    size: int | None = None
+    difficulty: float | None = None
+    training: str
+    linearization: str
+    omegas: tuple[float, ...]
+    layer_omegas: tuple[float, ...]
+    omega: float
+    few: tuple[float, ...]
+    seeds: tuple[int, ...]
+    short: str
+    goal: float
+    goal_omega: float
+    starts: tuple[int, ...]
+    widths: tuple[float, ...]
+    family: str = "resnet"
+    depths: tuple[int, ...]
+    datasets: tuple[str, ...]
+    difficulties: tuple[float, ...] = ()
+    small: tuple[str, float, int] | None = None
+
+
+TIERS: Mapping[str, Tier] = {
+    "smoke": Tier(
+        dataset="digits",
+        network="resnet8",
+        width=0.5,
+        train=320,
+        test=200,
+        size=8,
+        difficulty=0.0,
+        training="smoke-train",
+        linearization="smoke-linearize",
+        omegas=(0.1, 3.0),
+        layer_omegas=(0.1, 3.0),
+        omega=0.5,
+        few=(0.1, 3.0),
+        seeds=(0,),
+        short="smoke-linearize",
+        goal=0.5,
+        goal_omega=3.0,
+        starts=(0, 2),
+        widths=(0.25, 0.5),
+        depths=(8, 14),
+        datasets=("digits",),
+        difficulties=(0.0, 1.0),
+    ),
+    "quick": Tier(
+        dataset="digits",
+        network="resnet14",
+        width=0.5,
+        train=2000,
+        test=1000,
+        size=16,
+        difficulty=0.25,
+        training="quick-train",
+        linearization="quick-linearize",
+        omegas=(0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 1.0),
+        layer_omegas=(0.03, 0.1, 0.3, 1.0, 3.0),
+        omega=0.03,
+        few=(0.02, 0.05, 0.1),
+        seeds=(0, 1, 2),
+        short="quick-linearize",
+        goal=0.85,
+        goal_omega=0.1,
+        starts=(0, 2, 5, 10),
+        widths=(0.25, 0.5, 1.0),
+        depths=(8, 14, 20),
+        datasets=("digits",),
+        difficulties=(0.25, 1.0),
+    ),
+    "reduced": Tier(
+        dataset="cifar10",
+        network="resnet20",
+        published="akamaster/resnet20",
+        train=12_500,
+        training="reduced-train",
+        linearization="reduced-linearize",
+        omegas=(0.004, 0.007, 0.011, 0.02, 0.06),
+        layer_omegas=(0.02, 0.06, 0.2, 0.6),
+        omega=0.011,
+        few=(0.007, 0.02),
+        seeds=(0, 1),
+        short="reduced-linearize",
+        goal=0.85,
+        goal_omega=0.03,
+        starts=(0, 1, 3, 6),
+        widths=(0.5, 1.0, 2.0),
+        family="akamaster/resnet",
+        depths=(20, 32, 44, 56),
+        datasets=("cifar10", "cifar100"),
+        small=("resnet14", 0.5, 12_500),
+    ),
+    "paper": Tier(
+        dataset="cifar10",
+        network="resnet56",
+        training="cifar-train",
+        linearization="cifar-linearize",
+        omegas=(0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.004, 0.01),
+        layer_omegas=(0.001, 0.003, 0.01, 0.03, 0.1),
+        omega=0.001,
+        few=(0.0005, 0.001, 0.002, 0.004, 0.01),
+        seeds=(0, 1, 2),
+        short="cifar-linearize-30",
+        goal=0.88,
+        goal_omega=0.005,
+        starts=(0, 5, 15, 50, 100, 200),
+        widths=(0.5, 1.0, 2.0, 4.0),
+        depths=(20, 32, 44, 56, 110),
+        datasets=("cifar10", "cifar100", "cinic10"),
+    ),
+}
+
+# What chapters compute as they are executed: runs of older code are computed again. Larger runs never go stale.
+LIVE = ("smoke", "quick")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """What all chapters have in common.
+
+    Attributes:
+        tier: "smoke", "quick", "reduced" or "paper".
+        device: "auto", "cpu", "cuda", ...
+    """
+
+    name: ClassVar[str] = ""
+    tier: str = "quick"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        values.canonical(self, self.name)
+        if self.tier not in TIERS:
+            raise SpecError(
+                f"{self.name}: tier is {self.tier!r}, expected one of {', '.join(TIERS)}"
+                f"{values.nearest(self.tier, TIERS)}"
+            )
+        for field in fields(self):
+            if getattr(self, field.name) == ():
+                raise SpecError(f"{self.name}: {field.name} is empty, expected at least one value (or null: by tier)")
+        runs.pick_device(self.device)
+        self.specs()  # whatever a run would refuse is refused here, before anything is computed
+
+    def specs(self) -> list[RunSpec]:
+        """The runs that the chapter shows, each once; their parents are trained as needed. No run at all for some."""
+        return []
+
+    @classmethod
+    def editions(cls, tier: str) -> list[Self]:
+        """The parameters at `tier` whose records are committed and shown on the page, the most urgent first."""
+        return [cls(tier=tier, device="cpu")]
+
+    def run(self, store: Store | None = None, *, workers: int | None = None, progress: bool = True) -> pd.DataFrame:
+        """Compute what is missing and return one row per run (`Store.frame`).
+
+        At smoke and quick also what other sources than today's computed; larger runs never go stale.
+        """
+        refresh = self.tier in LIVE
+        return runs.run(self.specs(), store, workers=workers, progress=progress, device=self.device, refresh=refresh)
+
+    def _parent(
+        self,
+        dataset: str | None,
+        network: str | None,
+        seed: int,
+        *,
+        width: float | None = None,
+        residual: bool = True,
+        shortcut: str = "A",
+        difficulty: float | None = None,
+        small: bool = False,
+    ) -> RunSpec:
+        """The run that trains a network before it is linearized, or that takes one as it was published."""
+        tier = TIERS[self.tier]
+        dataset = dataset or tier.dataset
+        usual, factor, train = tier.small if small and tier.small else (tier.network, tier.width, tier.train)
+        if network is None and tier.published is not None and nets.PUBLISHED[tier.published].data == dataset:
+            network = tier.published if width in (None, 1) and residual and shortcut == "A" and not small else None
+        if network is not None and "/" in network:
+            found = f"width is {width:g}" if width not in (None, 1) else "" if residual else "residual is False"
+            found = found or ("" if shortcut == "A" else f"shortcut is {shortcut!r}")
+            if found:
+                raise SpecError(
+                    f"{self.name}: {found}, but {network} is taken as it was published; name a network that is "
+                    "trained here"
+                )
+            net = nets.PUBLISHED[network].net if network in nets.PUBLISHED else tier.network
+            return RunSpec(data=dataset, net=net, recipe=UNTRAINED, published=network, test=tier.test)
+        digits = dataset == "digits"
+        return RunSpec(
+            data=dataset,
+            net=network or usual,
+            width=factor if width is None else width,
+            residual=residual,
+            shortcut=shortcut,
+            recipe=self._recipe(tier.training, dataset),
+            seed=seed,
+            size=tier.size if digits else None,
+            difficulty=(tier.difficulty if difficulty is None else difficulty) if digits else None,
+            train=train,
+            test=tier.test,
+        )
+
+    def _own(self, parent: RunSpec, why: str) -> RunSpec:
+        """`parent`, unless it was trained elsewhere."""
+        if parent.published is not None:
+            raise SpecError(f"{self.name}: {parent.published} {why}; name a network that is trained here")
+        return parent
+
+    def _child(self, parent: RunSpec, **more: Any) -> RunSpec:
+        """A run on the same data that starts from `parent`."""
+        train = TIERS[self.tier].train if parent.published else parent.train
+        return replace(parent, published=None, parent=parent, train=train, **more)
+
+    def _recipe(self, name: str, dataset: str, epochs: int | None = None) -> Recipe:
+        """A recipe by name; mirrored digits are no digits, all other images are flipped (§4).
+
+        The paper has recipes of their own for some data sets (App. C.2).
+        """
+        family = _RECIPES_OF.get(dataset)
+        if family is not None and name.startswith("cifar-"):
+            named = name.replace("cifar", family)
+            name = next((known for known in (named, named.removesuffix("-30")) if known in RECIPES), name)
+        recipe = replace(RECIPES[name], flip=_flipped(name, dataset))
+        return recipe if epochs is None else recipe.shortened(epochs)
+
+    def _tasks(
+        self, datasets: tuple[str, ...], difficulties: tuple[float, ...] | None
+    ) -> list[tuple[str, float | None]]:
+        """Data sets, the digits once for each difficulty."""
+        if difficulties and "digits" not in datasets:
+            raise SpecError(
+                f"{self.name}: difficulties are given, but only digits have them and the data are "
+                f"{', '.join(datasets)}; leave difficulties out"
+            )
+        each = difficulties or TIERS[self.tier].difficulties or (None,)
+        return [(name, difficulty) for name in datasets for difficulty in (each if name == "digits" else (None,))]
+
+
+def _flipped(name: str, dataset: str) -> bool:
+    # The small tiers' recipes say no because their data are digits; other data at that size are flipped all the same.
+    return dataset != "digits" and (RECIPES[name].flip or name.startswith(("smoke-", "quick-")))
+
+
+_RECIPES_OF = {"cinic10": "cinic", "tiny-imagenet": "tiny-imagenet", "imagenet": "imagenet"}
