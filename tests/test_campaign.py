@@ -1,12 +1,9 @@
 """Campaigns: order, time, murder, company; and what `nladv why` says of a run in each state."""
 
 import contextlib
-import io
 import json
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,13 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
+import bare_environment
 from nladv_core import campaign, cli, experiments, runs, store
 from nladv_core.errors import SpecError
 from nladv_core.recipes import Recipe
@@ -54,14 +48,25 @@ def lines(**more: Any) -> tuple[bool, list[str]]:
     return finished, said
 
 
-def test_one_seed_after_the_other_and_the_chapter_of_the_claims_first() -> None:
-    specs = campaign.wanted("reduced")
-    assert [spec.seed for spec in specs] == sorted(spec.seed for spec in specs)
-    assert set(specs) == {
-        spec for name in experiments.CHAPTERS for spec in experiments.chapter(name, {"tier": "reduced"}).specs()
-    }
-    first = experiments.chapter("06", {"tier": "reduced", "seeds": [0]}).specs()
-    assert specs[: len(first)] == first
+@pytest.mark.parametrize("tier", experiments.TIERS)
+def test_first_editions_first_chapters_of_the_claims_first_and_one_seed_after_the_other(tier: str) -> None:
+    specs = campaign.wanted(tier)
+    editions = {name: kind.editions(tier) for name, kind in experiments.CHAPTERS.items()}
+    assert set(specs) == {spec for found in editions.values() for edition in found for spec in edition.specs()}
+    assert len(specs) == len(set(specs))
+    assert set(campaign.FIRST) <= set(editions)
+    names = [*campaign.FIRST, *sorted(set(editions) - set(campaign.FIRST))]
+    expected: list[RunSpec] = []
+    for number in range(max(map(len, editions.values()))):
+        for name in names:
+            if number < len(editions[name]):
+                runs_of = editions[name][number].specs()
+                for seed in sorted({spec.seed for spec in runs_of}):  # a whole curve of one seed before another seed
+                    expected += [spec for spec in runs_of if spec.seed == seed and spec not in expected]
+    assert specs == expected
+
+
+def test_a_tier_that_nobody_knows() -> None:
     with pytest.raises(SpecError, match="tier is 'huge'"):
         campaign.wanted("huge")
 
@@ -171,7 +176,7 @@ PACKAGES += ["typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "mark
 PACKAGES += ["dateutil", "six", "pytz", "tzdata", "nvidia", "triton"]
 
 
-def bare_environment(folder: Path) -> str:
+def linked_environment(folder: Path) -> str:
     """The interpreter of a virtual environment that holds these packages, by links, and no others."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -183,54 +188,7 @@ def bare_environment(folder: Path) -> str:
 
 def test_a_plain_copy_with_six_packages_works(tmp_path: Path) -> None:
     """`reduced` on a small CIFAR-10, from copied sources without git or installation; stopped, and killed, in time."""
-    (tmp_path / "copy" / "book").mkdir(parents=True)
-    shutil.copytree(ROOT / "nladv_core", tmp_path / "copy" / "nladv_core", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path / "copy")
-    python = bare_environment(tmp_path / "bare")
-    rng = np.random.default_rng(0)
-    for split in ("train", "test"):
-        images = []
-        for pixels in rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8):
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG")
-            images.append({"bytes": buffer.getvalue()})
-        path = tmp_path / "data" / "cifar10" / f"cifar10-{split}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"image": images, "label": list(range(8))}), path)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("NLADV_")}
-    environment |= {"PYTHONPATH": str(tmp_path / "copy"), "NLADV_DATA": str(tmp_path / "data")}
-    command = [python, "-m", "nladv_core.cli", "campaign", "--tier", "reduced", "--device", "cpu"]
-    for absent in ("tqdm", "sklearn", "scipy", "matplotlib"):
-        found = subprocess.run([python, "-c", f"import {absent}"], env=environment, capture_output=True, check=False)
-        assert b"ModuleNotFoundError" in found.stderr
-    folder = tmp_path / "copy" / "data" / "cache" / "runs"
-    # 50,000 images would be expected: a first result must correct that, so the first campaign has time in plenty.
-    process = subprocess.Popen(
-        [*command, "--minutes", "300", "--workers", "1"],
-        env=environment,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    said = [process.stdout.readline() for _ in range(2)]
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert said[0].startswith("reduced on cpu, 300 minutes") and said[1].startswith("done "), (said, errors)
-    assert len(list(folder.glob("*.json"))) == 1
-    again = subprocess.run(
-        [*command, "--minutes", "0.15", "--workers", "2"],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0 and not again.stderr, again.stderr
-    assert "24 of 25 runs left" in again.stdout.splitlines()[0]
-    assert "runs left" in again.stdout.splitlines()[-1]
-    assert not list(folder.glob("*.tmp"))
+    bare_environment.campaign_works(linked_environment(tmp_path / "bare"), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------- why

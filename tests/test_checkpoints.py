@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -150,6 +151,87 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
         run([LONG], store, progress=False, workers=1)
     assert store.record(LONG).execution["resumed_after"] == reached[1:]
     assert_same_end(LONG, store, whole)
+
+
+# Starting a process takes longer than what is tested here, so one that has everything loaded forks those to be killed.
+_FORKING = """
+import json, os, sys, warnings
+from nladv_core import campaign, runs
+warnings.simplefilter("error")
+specs = [runs.RunSpec.from_json(found) for found in json.loads(sys.argv[2])]
+runs.compute(specs[0], runs.Store(sys.argv[1] + "-warm", also=()), device="cpu")
+runs.SAVE_EVERY_S = -1.0
+campaign.wanted = lambda tier: specs[1:]
+store = runs.Store(sys.argv[1], also=())
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        try:
+            if line == "run\\n":
+                runs.run(specs[1:], store, workers=1, progress=False)
+            else:
+                campaign.campaign("smoke", minutes=9, workers=1, store=store, say=lambda line: None)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_twenty_kills_of_runs_and_campaigns_lose_nothing(tmp_path: Path) -> None:
+    """A parent and its child, killed after a few epochs each time, at whatever the process is doing then."""
+    parent = replace(PARENT, recipe=replace(RECIPE, epochs=40, milestones=(30,)))
+    child = replace(parent, parent=parent, recipe=replace(RECIPE, epochs=120, milestones=(80,)), omega=1.0, goal=0.5)
+    whole, store = Store(tmp_path / "whole", also=()), Store(tmp_path / "killed", also=())
+    run([parent, child], whole, progress=False, workers=1)
+    specs = json.dumps([spec.to_json() for spec in (PARENT, parent, child)])
+    command = [sys.executable, "-c", _FORKING, str(store.folder), specs]
+    environment = os.environ | {"PYTHONPATH": str(Path(runs.__file__).parents[1])}
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+
+    def reached() -> int:
+        """Epochs that are safe, of both runs."""
+        epochs = 0
+        for spec in (parent, child):
+            assert store.state(spec) in ("done", "missing")
+            progress = store.checkpoint(spec).progress()
+            epochs += spec.recipe.epochs if store.state(spec) == "done" else progress.epochs if progress else 0
+        return epochs
+
+    rng = random.Random(0)
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as forking:
+        assert forking.stdin and forking.stdout
+
+        def start(how: str) -> int:
+            forking.stdin.write(f"{how}\n")
+            forking.stdin.flush()
+            return int(forking.stdout.readline())
+
+        safe = 0
+        for number in range(20):
+            process = start(("run", "campaign")[number % 2])
+            until, enough = time.monotonic() + 60, safe + rng.randint(1, 4)
+            while reached() < enough and time.monotonic() < until:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.03))
+            os.kill(process, signal.SIGKILL)
+            assert forking.stdout.readline() == f"{-signal.SIGKILL}\n", "it was done before it was killed"
+            assert reached() >= enough > safe
+            safe = reached()
+            assert store.checkpoint(child if store.state(parent) == "done" else parent).load() is not None
+        start("run")
+        assert forking.stdout.readline() == "0\n"
+        _, errors = forking.communicate()
+    assert not errors, errors
+    resumed = [store.record(spec).execution["resumed_after"] for spec in (parent, child)]
+    assert all(found == sorted(set(found)) for found in resumed) and all(resumed)
+    # One kill can come between the runs, or before the first epoch of one of them is safe.
+    assert 18 <= sum(map(len, resumed)) <= 20
+    for spec in (parent, child):
+        assert_same_end(spec, store, whole)
+    assert not list(store.folder.glob("*.tmp")) and not list(store.folder.glob("*.damaged"))
 
 
 def shorten(path: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nladv_core import datasets, nets, places
+from nladv_core import datasets, nets, places, training
 from nladv_core.errors import DataError, SpecError
+from nladv_core.image_files import MappedImages
+from nladv_core.recipes import Recipe
 
 # ------------------------------------------------------------------------------------------------------------- digits
 
@@ -346,15 +352,13 @@ def test_decoded_once_and_a_changed_pack_is_noticed(
     packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = datasets.load("cifar10")
-    decode = datasets._read_packs
     with monkeypatch.context() as patch:
-        patch.delattr(datasets, "_read_packs")
+        patch.delattr(datasets, "pack_source")
         assert datasets.load("cifar10").checksum == first.checksum
     packs.write("test", labels=[(label + 1) % 10 for label in packs.labels[11:].tolist()])
     changed = datasets.load("cifar10")
     assert changed.test_labels.tolist() == [(label + 1) % 10 for label in packs.labels[11:].tolist()]
     assert changed.checksum != first.checksum
-    assert datasets._read_packs is decode
     assert {path.suffix for path in (tmp_path / "cache" / "datasets").iterdir()} <= {".safetensors", ".lock"}
 
 
@@ -425,9 +429,12 @@ def test_damaged_and_foreign_packs_are_named(packs: Packs) -> None:
     assert len(datasets.load("cifar10").train_labels) == 11  # none of this left a trace
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("name", list(datasets.OFFICIAL))
 def test_data_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    what_to_do = rf"put {name}-train-\*\.parquet.*NLADV_DATA.*\"digits\", which works offline"
+    test = {"tiny-imagenet": "val", "imagenet": "val"}.get(name, "test")
+    folders = "" if name.startswith("cifar") else f".*the official folders train and {test}"
+    archive = "" if name == "imagenet" else f".*nladv download {name}"
+    what_to_do = rf"put {name}-train-\*\.parquet{folders}.*NLADV_DATA{archive}.*\"digits\", which works offline"
     monkeypatch.delenv("NLADV_DATA", raising=False)
     with pytest.raises(DataError, match=f"NLADV_DATA is not set; {what_to_do}"):
         datasets.load(name)
@@ -435,7 +442,7 @@ def test_data_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(DataError, match=f"is not a folder; {what_to_do}"):
         datasets.load(name)
     (tmp_path / name).mkdir()
-    (tmp_path / name / f"{name}-test.parquet").touch()
+    (tmp_path / name / f"{name}-{test}.parquet").touch()
     with pytest.raises(DataError, match=rf"holds no file \*train\*\.parquet; {what_to_do}"):
         datasets.load(name)
 
@@ -454,6 +461,296 @@ def test_a_cache_that_cannot_be_written(packs: Packs, tmp_path: Path, monkeypatc
     monkeypatch.setenv("NLADV_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match="cannot be kept in .*set NLADV_CACHE to a folder"):
         datasets.load("cifar10")
+
+
+# -------------------------------------------------------------------------------------- official folders, real packs
+
+
+class Pictures(NamedTuple):
+    """A small set of images in class folders: by split, class and file name."""
+
+    files: dict[str, dict[str, dict[str, bytes]]]
+
+    @classmethod
+    def make(cls, kinds: list[str], counts: dict[str, int], side: int | None, kind: str, test: str) -> Pictures:
+        rng = np.random.default_rng(len(kinds))
+        files: dict[str, dict[str, dict[str, bytes]]] = {}
+        for split, count in counts.items():
+            for number, name in enumerate(kinds):
+                for i in range(count + (number == 0)):  # the first class has one more
+                    size = (side, side) if side is not None else tuple(rng.integers(20, 60, 2))
+                    content = _encode(rng.integers(0, 256, (*size, 3), dtype=np.uint8), kind)
+                    file = f"{split}_{number}{i}.JPEG" if split == test and test == "val" else f"{name}_{i}.{kind}"
+                    files.setdefault(split, {}).setdefault(name, {})[file] = content
+        return cls(files)
+
+    def expected(self, split: str) -> list[tuple[int, bytes]]:
+        """Label and file in the documented order: the first of each class, the second of each, ..."""
+        found = []
+        for rank in range(10):
+            for label, name in enumerate(sorted(self.files[split])):
+                there = sorted(self.files[split][name])
+                found += [(label, self.files[split][name][there[rank]])] if rank < len(there) else []
+        return found
+
+
+WNIDS = ["n01443537", "n01629819", "n01641577", "n12267677"]
+SMALL = {
+    "cinic10": (NAMES[:4], {"train": 3, "valid": 1, "test": 2}, 32, "png", "test"),
+    "tiny-imagenet": (WNIDS[::-1], {"train": 3, "val": 2}, 64, "JPEG", "val"),
+    "imagenet": (WNIDS, {"train": 3, "val": 2}, None, "JPEG", "val"),
+}
+
+
+@pytest.fixture(params=list(SMALL))
+def pictures(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Pictures, Path]:
+    """A small copy of a data set in its official folders: its name, what it holds, its folder."""
+    name = request.param
+    monkeypatch.setenv("NLADV_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("NLADV_CACHE", str(tmp_path / "cache"))
+    official = replace(datasets.OFFICIAL[name], classes=4)
+    if name == "imagenet":  # 14 pixels from the middle of 16 stand in for 224 of 256
+        official = replace(official, side=14, resize=16)
+    monkeypatch.setattr(datasets, "OFFICIAL", {**datasets.OFFICIAL, name: official})
+    made, folder = Pictures.make(*SMALL[name]), tmp_path / "data" / name
+    for split, kinds in made.files.items():
+        for kind, files in kinds.items():
+            flat = name == "tiny-imagenet" and split == "val"
+            inside = folder / split / ("." if flat else kind) / ("images" if name == "tiny-imagenet" else ".")
+            inside.mkdir(parents=True, exist_ok=True)
+            for file, content in files.items():
+                (inside / file).write_bytes(content)
+            (inside / "Thumbs.db").touch()  # what lies about is passed over
+            (inside / "._x.png").touch()
+    if name == "tiny-imagenet":
+        lines = [f"{file}\t{kind}\t0\t0\t63\t63\n" for kind, files in made.files["val"].items() for file in files]
+        (folder / "val" / "val_annotations.txt").write_text("".join(sorted(lines, reverse=True)))
+        (folder / "test" / "images").mkdir(parents=True)
+    return name, made, folder
+
+
+def _pixels(name: str, content: bytes) -> np.ndarray:
+    """What an image must become, [3, side, side]: for ImageNet what torchvision's evaluation transform makes of it."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    if name == "imagenet":
+        from torchvision.transforms import v2
+
+        image = v2.Compose([v2.Resize(16), v2.CenterCrop(14)])(image)
+    return np.array(image).transpose(2, 0, 1)
+
+
+def _check(name: str, made: Pictures, data: datasets.ImageData, kept: int | None = None) -> None:
+    test = "test" if name == "cinic10" else "val"
+    for split, images, labels in (
+        ("train", data.train_images, data.train_labels),
+        (test, data.test_images, data.test_labels),
+    ):
+        expected = made.expected(split)[:kept]
+        assert images.shape[0] == len(expected)
+        assert labels.tolist() == [label for label, _ in expected]
+        assert np.array_equal(images[:].numpy(), np.stack([_pixels(name, content) for _, content in expected]))
+    pixels = data.train_images[:].numpy() / 255
+    assert data.mean.numpy() == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-6)
+    assert data.std.numpy() == pytest.approx(pixels.std((0, 2, 3)), abs=1e-6)
+
+
+def test_official_folders(pictures: tuple[str, Pictures, Path]) -> None:
+    name, made, _ = pictures
+    data = datasets.load(name)
+    _check(name, made, data)
+    assert data.classes == tuple(sorted(SMALL[name][0])) and not data.complete
+    title = {"cinic10": "CINIC-10, 13 training and 9 test images (of 90,000 and 90,000)."}
+    title["tiny-imagenet"] = "Tiny ImageNet, 13 training and 9 validation images (of 100,000 and 10,000)."
+    title["imagenet"] = "ImageNet, 13 training and 9 validation images (of 1,281,167 and 50,000)."
+    assert data.description == title[name]
+    part = datasets.load(name, train=5, test=5)
+    _check(name, made, part, kept=5)
+    assert part.checksum != data.checksum and "of these the first 5 and 5" in part.description
+    assert data.subset(5, 5).checksum == part.checksum
+    with pytest.raises(SpecError, match="train=14 .*only 13"):
+        datasets.load(name, train=14)
+    with pytest.raises(SpecError, match=rf"size=16.*{data.train_images.shape[2]} pixels"):
+        datasets.load(name, size=16)
+
+
+def test_prepared_once_and_a_changed_file_is_noticed(
+    pictures: tuple[str, Pictures, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, made, folder = pictures
+    first = datasets.load(name)
+    with monkeypatch.context() as patch:
+        patch.delattr(datasets, "decode")
+        assert datasets.load(name).checksum == first.checksum
+    suffixes = {path.suffix for path in (tmp_path / "cache" / "datasets").iterdir()}
+    assert suffixes <= {".safetensors", ".lock", ".pixels"}
+    kind = sorted(made.files["train"])[0]
+    (file,) = folder.glob(f"train/{kind}/**/{kind}_0.*")
+    file.write_bytes(made.files["train"][kind][f"{kind}_1{file.suffix}"])
+    changed = datasets.load(name)
+    assert changed.checksum != first.checksum
+    assert np.array_equal(changed.train_images[:1].numpy()[0], _pixels(name, file.read_bytes()))
+
+
+def test_other_folders_are_refused(pictures: tuple[str, Pictures, Path]) -> None:
+    name, made, folder = pictures
+    kind = sorted(made.files["train"])[0]
+    (file,) = folder.glob(f"train/{kind}/**/{kind}_0.*")
+
+    def broken(says: str) -> None:
+        with pytest.raises(DataError, match=says) as caught:
+            datasets.load(name)
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+    whole = file.read_bytes()
+    file.write_bytes(whole[:40])
+    broken(rf"{file}: the image cannot be decoded .*copy it again")
+    if name != "imagenet":
+        file.write_bytes(_encode(np.zeros((10, 12, 3), np.uint8)))
+        broken(f"{file}: the image is 12 x 10 pixels; expected")
+    file.write_bytes(whole)
+    (folder / "train" / kind).rename(folder / "train" / "n99999999")
+    broken("is in one of the folders train and|names its classes")
+    (folder / "train" / "n99999999").rename(folder / "elsewhere")
+    broken("images of 3 classes, one folder each; .* has 4")
+    (folder / "elsewhere").rename(folder / "train" / kind)
+    test = SMALL[name][4]
+    (folder / test).rename(folder / "other")
+    broken(rf"{folder}/{test} cannot be read .*NLADV_DATA")
+
+
+@pytest.mark.parametrize("pictures", ["tiny-imagenet"], indirect=True)
+def test_annotations_lead_nowhere_else(
+    pictures: tuple[str, Pictures, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, made, folder = pictures
+    annotations = folder / "val" / "val_annotations.txt"
+    whole = annotations.read_text()
+    secret = tmp_path / "data" / "secret.png"
+    secret.write_bytes(_encode(np.zeros((64, 64, 3), np.uint8)))
+    for line in ("../../../secret.png\tn01443537\t0\t0\t1\t1\n", f"{secret}\tn01443537\n", "val_00.JPEG\n"):
+        annotations.write_text(whole + line)
+        with pytest.raises(DataError, match="line 10 names no image that is there and its class"):
+            datasets.load(name)
+    annotations.write_text(whole)
+    unpacked = folder.with_name("moved")
+    folder.rename(unpacked)
+    folder.mkdir()
+    unpacked.rename(folder / "tiny-imagenet-200")  # as the archive unpacks
+    _check(name, made, datasets.load(name))
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_packs_of_the_others(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds, counts, side, kind, test = SMALL[name]
+    monkeypatch.setenv("NLADV_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("NLADV_CACHE", str(tmp_path / "cache"))
+    official = replace(datasets.OFFICIAL[name], classes=4)
+    if name == "imagenet":
+        official = replace(official, side=14, resize=16)
+    monkeypatch.setattr(datasets, "OFFICIAL", {**datasets.OFFICIAL, name: official})
+    made = Pictures.make(kinds, counts, side, kind, test)
+    folder = tmp_path / "data" / name
+    for split in counts:
+        rows = made.expected(split)
+        for number in range(2):
+            part = rows[: len(rows) // 2] if number == 0 else rows[len(rows) // 2 :]
+            path = folder / f"{name}-{split}-0000{number}-of-00002.parquet"
+            _write_pack(path, [content for _, content in part], [label for label, _ in part], sorted(kinds))
+    data = datasets.load(name)
+    _check(name, made, data)
+    assert data.classes == tuple(sorted(kinds))
+    _check(name, made, datasets.load(name, train=4, test=4), kept=4)
+    path = folder / f"{name}-train-00001-of-00002.parquet"
+    part = made.expected("train")[7:]
+    _write_pack(path, [*[content for _, content in part], b"no image"], [*[label for label, _ in part], 0])
+    with pytest.raises(DataError, match="names its classes otherwise"):
+        datasets.load(name)
+    _write_pack(path, [b"no image"], [0], sorted(kinds))
+    with pytest.raises(DataError, match=rf"{path}: the image in row 0 cannot be decoded"):
+        datasets.load(name)
+
+
+def test_images_that_stay_in_their_file(tmp_path: Path, digits: datasets.ImageData) -> None:
+    small = digits.subset(60, 30)
+    for split, images in (("train", small.train_images), ("test", small.test_images)):
+        (tmp_path / split).write_bytes(images[:].numpy().tobytes())
+    mapped = MappedImages(tmp_path / "train", small.train_images.shape)
+    assert mapped.dtype == torch.uint8 and len(mapped) == 60 and mapped.device.type == "cpu"
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    for rows in (order, order[:1], order[:0], slice(10, 50), slice(None), slice(58, 99)):
+        assert torch.equal(mapped[rows], small.train_images[rows])
+    assert [len(part) for part in mapped.split(25)] == [25, 25, 10]
+    assert torch.equal(torch.cat(list(mapped.split(25))), small.train_images[:])
+    for outside in ([60], [-1]):
+        with pytest.raises(IndexError):
+            mapped[torch.tensor(outside)]
+
+    other = replace(small, train_images=mapped, test_images=MappedImages(tmp_path / "test", small.test_images.shape))
+    fewer = other.subset(20, 10)
+    assert fewer.mean.tolist() == small.subset(20, 10).mean.tolist() and len(fewer.test_labels) == 10
+    assert torch.equal(fewer.train_images[:], small.train_images[:20])
+    rows = []
+    for data in (small, other):
+        torch.manual_seed(0)
+        net = nets.build("resnet8", width=0.25)
+        rows.append(list(training.fit(net, data, Recipe(epochs=2, lr=0.1, batch=16), seed=0)))
+        rows[-1].append(training.untrained_row(net, data))
+    assert rows[0] == rows[1]  # the training loop does not see a difference
+
+
+@pytest.mark.parametrize("pictures", ["imagenet"], indirect=True)  # the only set that stays on the disk
+def test_a_disk_that_is_too_small(
+    pictures: tuple[str, Pictures, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, _ = pictures
+    small = SimpleNamespace(free=13 * 14 * 14 * 3 - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: small)
+    with pytest.raises(DataError, match="13 images take 0.0 GB in .*make room, set NLADV_CACHE .*or ask for fewer"):
+        datasets.load(name)
+    assert not list((tmp_path / "cache" / "datasets").glob("*.pixels"))
+    data = datasets.load(name, train=12)
+    (pixels,) = (tmp_path / "cache" / "datasets").glob("imagenet-train-*.pixels")
+    pixels.write_bytes(b"")  # cut short
+    assert datasets.load(name, train=12).checksum == data.checksum
+    next((tmp_path / "cache" / "datasets").glob("imagenet-train-*.safetensors")).write_bytes(b"cut")
+    assert datasets.load(name, train=12).checksum == data.checksum
+
+
+def _real(name: str, file: str) -> Path | None:
+    """A file of the folder of real data, where this machine has one: NLADV_DATA, else shared/data beside us."""
+    named = os.environ.get("NLADV_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    return folder / name / file if (folder / name / file).is_file() else None
+
+
+TINY = _real("tiny-imagenet", "tiny-imagenet-val.parquet")
+
+
+@pytest.mark.skipif(TINY is None, reason="no Tiny ImageNet pack: set NLADV_DATA to a folder that holds it")
+def test_the_real_validation_split_of_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TINY is not None
+    monkeypatch.setenv("NLADV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NLADV_DATA", str(tmp_path))
+    (tmp_path / "tiny-imagenet").mkdir()
+    (tmp_path / "tiny-imagenet" / TINY.name).symlink_to(TINY)
+    with pytest.raises(DataError, match=r"holds no file \*train\*\.parquet"):
+        datasets.load("tiny-imagenet")
+    (tmp_path / "tiny-imagenet" / "tiny-imagenet-train.parquet").symlink_to(TINY)  # it stands in for both splits
+    data = datasets.load("tiny-imagenet")
+    assert data.test_images.shape == (10_000, 3, 64, 64) and len(data.classes) == 200 and not data.complete
+    assert torch.bincount(data.test_labels).tolist() == [50] * 200
+    assert torch.bincount(data.test_labels[:1000], minlength=200).tolist() == [5] * 200  # a fair subset
+    assert data.classes[:2] == _first_classes(TINY.with_name("classes.tsv"))
+    # The known mean and standard deviation of Tiny ImageNet's training images are 0.480, 0.448, 0.398 and 0.277, 0.269,
+    # 0.282; those of 10,000 others lie close by.
+    assert data.mean.tolist() == pytest.approx([0.480, 0.448, 0.398], abs=0.005)
+    assert data.std.tolist() == pytest.approx([0.277, 0.269, 0.282], abs=0.005)
+
+
+def _first_classes(table: Path) -> tuple[str, ...]:
+    return tuple(line.split("\t")[1] for line in table.read_text().splitlines()[:2])
 
 
 # ------------------------------------------------------------------------------------------------- places and start-up

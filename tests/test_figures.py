@@ -34,6 +34,7 @@ def runs() -> pd.DataFrame:
                         "omega": omega,
                         "seed": seed,
                         "napl": napl + 0.1 * seed,
+                        "apl": 1.5 * napl,
                         "test_accuracy": accuracy + shift + 0.01 * (seed - 1),
                         "active_fraction": napl / 8,
                         "enw": 2 * napl,
@@ -49,7 +50,9 @@ def runs() -> pd.DataFrame:
 
 def parents() -> pd.DataFrame:
     found = runs().query("granularity == 'channel' and omega == 0.1").copy()
-    return found.assign(napl=8.0, test_accuracy=[0.94, 0.95, 0.96], active_fraction=1.0, linearized=False, omega=0.0)
+    return found.assign(
+        napl=8.0, apl=12.0, test_accuracy=[0.94, 0.95, 0.96], active_fraction=1.0, linearized=False, omega=0.0
+    )
 
 
 def history() -> pd.DataFrame:
@@ -93,6 +96,10 @@ DRAWN = {
     "accuracy_against_napl": lambda: figures.accuracy_against_napl(runs(), parents(), LINE),
     "active_against_omega": lambda: figures.active_against_omega(runs(), LINE),
     "gap_at_equal_napl": lambda: figures.gap_at_equal_napl(comparison(), LINE),
+    "curves": lambda: figures.curves(
+        runs().query("granularity == 'channel'"), "omega", {"napl": "NAPL"}, "granularity", LINE, xlabel="strength"
+    ),
+    "measure_against_napl": lambda: figures.measure_against_napl(runs(), "apl", LINE),
     "cover": lambda: figures.cover(runs(), parents(), LINE),
 }
 
@@ -206,6 +213,45 @@ class TestDrawnNumbers:
         assert np.allclose(np.ptp([s[:, 1] for s in vertical.get_segments()], axis=1), 2.0)
         star = next(line for line in axis.lines if line.get_marker() == "*")
         assert np.allclose(star.get_data(), [[8], [95]])
+
+    @pytest.mark.parametrize(("measure", "scale", "star"), [("apl", 1.5, 12), ("active_fraction", 100 / 8, 100)])
+    def test_accuracy_against_another_measure(self, measure: str, scale: float, star: float) -> None:
+        (axis,) = axes(figures.accuracy_against_napl(runs(), parents(), LINE, measure=measure))
+        bars = [c for c in axis.containers if isinstance(c, ErrorbarContainer)]
+        assert np.allclose(bars[0].lines[0].get_data(), [[0, 2 * scale, 4 * scale], [10, 80, 90]])
+        assert next(line for line in axis.lines if line.get_marker() == "*").get_xdata()[0] == star
+        assert measure[:3] in axis.get_xlabel().lower()
+
+    def test_measure_against_napl(self) -> None:
+        (axis,) = axes(figures.measure_against_napl(runs(), "active_fraction", LINE))
+        clouds = [line for line in axis.lines if len(line.get_xdata()) == 9]
+        assert len(clouds) == 2 and max(clouds[0].get_ydata()) == 50  # percent
+
+    def test_curves(self) -> None:
+        some = runs().query("granularity == 'channel'").assign(width=lambda f: 10 * f["omega"], omega=0.5)
+        panels = {"napl": "NAPL", "test_accuracy": "accuracy"}
+        before = parents().assign(width=3.0)
+        figure = figures.curves(
+            some, "width", panels, "omega", LINE, xlabel="factor", names={0.5: "half"}, before=before, lines=["napl"]
+        )
+        top, bottom = axes(figure)[:2]
+        assert (top.get_ylabel(), bottom.get_ylabel(), bottom.get_xlabel()) == ("NAPL", "accuracy", "factor")
+        star, bars = [c for c in bottom.containers if isinstance(c, ErrorbarContainer)]
+        assert np.allclose(star.lines[0].get_data(), [[3], [95]]) and star.get_label() == "before linearization"
+        assert np.allclose(bars.lines[0].get_data(), [[1, 3, 10], [90, 80, 10]]) and bars.get_label() == "half"
+        x, y = np.repeat([1.0, 3, 10], 3), np.tile([0, 0.1, 0.2], 3) + np.repeat([4.0, 2, 0], 3)
+        fitted = next(line for line in top.lines if "R²" in str(line.get_label()))
+        slope = np.cov(x, y)[0, 1] / x.var(ddof=1)
+        assert np.allclose(fitted.get_ydata(), y.mean() + slope * (np.array([1, 10]) - x.mean()))
+        assert f"R² {np.corrcoef(x, y)[0, 1] ** 2:.2f}" in str(fitted.get_label())
+        assert "half" in texts(figure) and "before linearization" in texts(figure)
+        assert bottom.get_xticks().tolist() == [1, 3, 10]
+
+    def test_curves_on_a_logarithmic_axis_of_one_point(self) -> None:
+        one = runs().query("granularity == 'channel' and omega == 0.1 and seed == 0")
+        given: Any = {"xlabel": "x", "logarithmic": True, "lines": ["napl"]}
+        (axis,) = axes(figures.curves(one, "omega", {"napl": "NAPL"}, "granularity", LINE, **given))
+        assert axis.get_xscale() == "log" and not any("R²" in str(line.get_label()) for line in axis.lines)
 
     def test_single_runs_are_drawn_too(self) -> None:
         (axis,) = axes(figures.accuracy_against_napl(runs(), parents(), LINE))
@@ -391,6 +437,20 @@ class TestSummaries:
         )
         assert summaries.table(runs().query("seed == 0"), parents().query("seed == 0")).data["NAPL"].iloc[1] == "4.00"
 
+    def test_runs_with_another_column(self) -> None:
+        frame = runs().assign(net="resnet20v1", difficulty=0.25)
+        assert set(summaries.with_depth(frame)["depth"]) == {20}
+        assert set(summaries.with_task(frame)["task"]) == {"digits, difficulty 0.25"}
+        assert set(summaries.with_task(frame.assign(data="cifar10", difficulty=None))["task"]) == {"cifar10"}
+        inverse = summaries.with_inverse_share(frame)
+        assert set(inverse["inverse"]) == {2.0, 4.0} and len(inverse) == 12  # of 18, a third has no active unit
+        with pytest.raises(RecordError, match="no network has an active unit left.*lower omega"):
+            summaries.with_inverse_share(frame.assign(active_fraction=0.0))
+
+    def test_tasks(self) -> None:
+        told = summaries.tasks(parents().assign(task="digits, difficulty 1")).to_html()
+        assert "digits, difficulty 1" in told and "95.0 ± 1.0" in told and "8.00 ± 0.00" in told
+
     def test_settled_slope(self) -> None:
         # p = 2 has a closed form; p = 1 is soft thresholding; without a penalty the task has its way.
         assert math.isclose(summaries.settled_slope(0.5, 2, wanted=0.3), (0.3 + 1.0) / 2.0, abs_tol=1e-3)
@@ -402,6 +462,33 @@ class TestSummaries:
         from nladv_core.experiments import AccuracyAndDepth
 
         assert len(summaries.committed(AccuracyAndDepth(tier="smoke"))) == 0
+        assert summaries.committed_records(AccuracyAndDepth(tier="smoke")) == []
+
+    def test_every_edition_is_shown_with_the_records_there_are(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from nladv_core import places
+        from nladv_core.experiments import RetrainingMasks
+        from nladv_core.store import Store
+
+        # Committed means in data/results/<tier> of the project, and not in a store of one's own.
+        monkeypatch.setattr(places, "project_root", lambda: tmp_path)
+        (run,) = [spec for spec in RetrainingMasks(tier="smoke").specs() if spec.parent is None]
+        nl.runs.compute(run, Store(tmp_path / "data" / "results" / "smoke", also=()), device="cpu")
+        for weights in (tmp_path / "data" / "results" / "smoke").glob("*.safetensors"):
+            weights.unlink()  # which are not committed
+        found = list(summaries.committed_editions(RetrainingMasks, ("smoke", "paper")))
+        editions = [edition for edition, _ in found]
+        assert editions == [*RetrainingMasks.editions("smoke"), *RetrainingMasks.editions("paper")]
+        assert [len(frame) for _, frame in found] == [1, *[0] * (len(found) - 1)]
+        assert [record.key for record in summaries.committed_records(editions[0])] == [run.key()]
+
+    def test_an_edition_says_what_sets_it_apart(self) -> None:
+        from nladv_core.experiments import AccuracyAndDepth, Structure
+
+        assert summaries.edition_title(Structure(tier="reduced", device="cpu")) == "reduced"
+        edition = AccuracyAndDepth(tier="paper", dataset="cifar100", omegas=(0.001, 0.01), residual=False)
+        assert summaries.edition_title(edition) == "paper; dataset cifar100; residual False; omegas 0.001, 0.01"
 
 
 def test_slider_loads_nothing_and_can_be_reached_without_a_mouse() -> None:

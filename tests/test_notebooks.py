@@ -28,7 +28,13 @@ def text(cell: dict) -> str:
 
 def test_there_are_chapters() -> None:
     # Without this a moved folder would leave the tests below with nothing to judge.
-    expected = {"01_linearization", "02_path_length", "06_accuracy_and_depth", "your_own_network"}
+    expected = {
+        "01_linearization",
+        "02_path_length",
+        "06_accuracy_and_depth",
+        "10_feature_visualization",
+        "your_own_network",
+    }
     assert expected <= {path.stem for path in SOURCES}
 
 

@@ -10,7 +10,7 @@ import yaml
 
 import nladv_core as nl
 import test_claims
-from nladv_core import book, claims, pages
+from nladv_core import book, claims, experiments, pages
 from nladv_core.errors import RecordError
 from nladv_core.recipes import RECIPES
 
@@ -115,6 +115,27 @@ def test_recipes_are_those_that_run(found: dict[str, str]) -> None:
         assert ("flips on" in row[5]) == recipe.flip and ("warm-up" in row[5]) == bool(recipe.warmup_steps)
 
 
+def test_strengths_and_sizes_are_those_that_run(found: dict[str, str]) -> None:
+    rows = {row[0].strip("`"): row for row in cells(found["strengths"])[2:]}
+    assert list(rows) == list(experiments.TIERS)
+    for name, (_, data, images, network, omegas, layers, seeds) in rows.items():
+        chapter = experiments.AccuracyAndDepth(tier=name)
+        children = [spec for spec in chapter.specs() if spec.parent]
+        for granularity, told in (("channel", omegas), ("layer", layers)):
+            ran = sorted({spec.omega for spec in children if spec.granularity == granularity})
+            assert [float(omega) for omega in told.split(", ")] == ran
+        assert int(seeds) == len({spec.seed for spec in children}) and {spec.data for spec in children} == {data}
+        (parent,) = {(p.published or p.net, p.width) for p in chapter.parents()}
+        assert network.startswith(parent[0]) and (f"width {parent[1]:g}" in network) == (parent[1] != 1)
+        assert ("as published" in network) == (chapter.parents()[0].published is not None)
+        counts = [("all" if count is None else f"{count:,}") for count in (children[0].train, children[0].test)]
+        assert images == ("all" if set(counts) == {"all"} else " and ".join(counts))
+        small = experiments.TaskDifficulty(tier=name).specs()[0]
+        assert (";" in network) == (experiments.TIERS[name].small is not None)
+        if ";" in network:
+            assert network.endswith(f"; {small.net}, width {small.width:g} on {small.train:,} images")
+
+
 def test_readings_of_the_normalised_path_length(found: dict[str, str]) -> None:
     # 27 blocks of two units at one half each and the last unit; with shortcut A two blocks count three quarters.
     assert found["napl_56_B"] == str(27 + 1)
@@ -138,7 +159,7 @@ class TestReference:
     def test_describes_every_module_but_those_that_make_the_book(self, found: dict[str, str]) -> None:
         present = {path.stem for path in (ROOT / "nladv_core").glob("*.py")}
         described = set(re.findall(r"^## (\w+)$", found["api"], re.MULTILINE))
-        assert present - described == {"__init__", "book", "cli", "pages", "slider"}
+        assert present - described == {"__init__", "book", "cli", "grid", "pages", "slider"}
         assert described <= present
 
     def test_says_no_private_name_twice_or_machine_path(self, found: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nladv_core as nl
 from neurons import Net, every_path, random_layers
@@ -266,6 +267,169 @@ def test_mean_is_the_sum_of_visit_probabilities_over_active_units():
         assert list(visits) == [name for name, _ in nl.units(net)]
         total = sum(float(visits[name][unit.active].sum()) for name, unit in nl.units(net))
         assert nl.path_length(net, (3, 8, 8), normalized=normalized).mean == pytest.approx(total, abs=EXACT)
+
+
+class PooledFeatures(nn.Module):
+    """Pools over the very axis that counts the channels: neighbouring units are met by different shares of paths."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 7), nn.Linear(3, 4)
+
+    def forward(self, x):
+        pooled = F.avg_pool1d(F.relu(self.first(x)).unsqueeze(1), 3, 2).squeeze(1)
+        return self.second(F.relu(pooled)) + F.relu(x)
+
+
+class Joined(nn.Module):
+    """Concatenated channels, padded, grouped, sliced and cropped: what is kept as runs is read in every way."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(6, 2, 3, padding=1)
+        self.grouped, self.last = nn.Conv2d(8, 4, 3, padding=1, groups=2), nn.Conv2d(3, 3, 3, stride=2)
+
+    def forward(self, x):
+        x = torch.cat([F.relu(self.stem(x)), x], 1)
+        x = F.relu(torch.cat([self.wide(F.relu(x)), x], 1))
+        y = F.relu(F.max_pool2d(x, 2, 1)) + F.pad(x[:, 1:7, :-1, 1:], (0, 0, 0, 0, 0, 2))
+        y = F.relu(self.grouped(F.relu(F.pad(y, (0, 0, 0, 0, 1, 0))[:, :8])) + y[:, ::2])
+        y = F.pad(F.pad(y, (0, 0, 0, 0, 1, 1)) + F.pad(y, (0, 0, 0, 0, 0, 2)), (-1, 1, 0, -1))
+        return self.last(torch.roll(F.relu(y), 1, 1).chunk(2, dim=1)[0])
+
+
+class Unequal(nn.Module):
+    """Branches whose numbers of paths differ by a hundred orders of magnitude, added and concatenated.
+
+    4^167 exceeds 1e100: the long branch has just been divided by it where the two meet.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.deep = nn.ModuleList(nn.Linear(4, 4) for _ in range(167))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        short, long = F.relu(x), x
+        for layer in self.deep:
+            long = F.relu(layer(long))
+        return self.last(torch.cat([F.relu(short + long), F.relu(long)], 1)) + short[:, :2]
+
+
+class Filled(nn.Module):
+    """A tensor filled in place, and attention that looks back only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = torch.zeros_like(x) + x
+        y[:, 1:, :3] = F.relu(self.first(x))[:, :2, 1:]
+        y = F.relu(y)
+        return self.last(F.relu(F.scaled_dot_product_attention(y, y, y, is_causal=True) + x)).sum(1)
+
+
+class Folded(nn.Module):
+    """An operation of the user's: every entry is added to its mirror image, and bends once itself."""
+
+    def forward(self, x):
+        return torch.tanh(x + x.flip(-1))
+
+
+class Folds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.fold, self.last = nn.Linear(4, 5), Folded(), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.last(F.relu(self.fold(F.relu(self.first(x)))[..., :4].repeat(1, 2)[..., :5]))
+
+
+def folded(tape, module, value):
+    """Written like the rules of `path_rules`, with nothing said about the way back."""
+
+    def step(run, v):
+        parts = (part.expand(-1, *value.shape) for part in v.parts)
+        return run.bend(run.merged([part + part.flip(-1) for part in parts], v.log_scale), torch.ones(()).double())
+
+    tape.bends += 1
+    return tape.record(step, [value], value.shape)
+
+
+@pytest.fixture
+def fold_rule(monkeypatch):
+    from nladv_core import path_rules, tracing
+
+    monkeypatch.setattr(path_rules, "MODULE_RULES", dict(path_rules.MODULE_RULES))
+    monkeypatch.setattr(tracing, "_RULED", set(tracing._RULED))
+    nl.declare_path_rule(Folded, folded)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(PooledFeatures, (4,)), (Joined, (2, 6, 7)), (Unequal, (4,)), (Filled, (3, 4)), (Folds, (4,))],
+)
+@pytest.mark.usefixtures("fold_rule")
+def test_the_way_back_agrees_with_the_histogram(model, shape):
+    net = nl.linearize(model(), shape)
+    masks = nl.masks(net)
+    for seed in range(8):
+        randomly_masked(net, seed)
+        for normalized in (True, False):
+            found = nl.path_length(net, shape, normalized=normalized)
+            by_histogram = float(found.histogram @ torch.arange(len(found.histogram)).double())
+            assert found.mean == pytest.approx(by_histogram, abs=EXACT), normalized
+    for normalized in (True, False):  # and unit by unit, over the first and the last group
+        visits = nl.visit_probability(net, shape, normalized=normalized)
+        nl.apply_masks_(net, {name: torch.zeros_like(mask) for name, mask in masks.items()})
+        always = nl.path_length(net, shape, normalized=normalized).histogram
+        for name in (next(iter(masks)), next(reversed(masks))):
+            for channel in range(len(masks[name])):
+                only = {group: torch.zeros_like(mask) for group, mask in masks.items()}
+                only[name][channel] = True
+                nl.apply_masks_(net, only)
+                moved = nl.path_length(net, shape, normalized=normalized).histogram - always
+                mean = float(moved @ torch.arange(len(moved)).double())
+                assert float(visits[name][channel]) == pytest.approx(mean, abs=EXACT)
+
+
+@pytest.mark.usefixtures("fold_rule")
+def test_measuring_works_where_gradients_do_not():
+    with torch.no_grad():
+        expected = [nl.path_length(nl.linearize(model(), (4,)), (4,)).mean for model in (PooledFeatures, Folds)]
+    with torch.inference_mode():
+        found = [nl.path_length(nl.linearize(model(), (4,)), (4,)).mean for model in (PooledFeatures, Folds)]
+        assert nl.path_length(nl.linearize(Filled(), (3, 4)), (3, 4), normalized=False).histogram.sum() == 1
+    assert found == expected
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest memory behind any tensor that an operation returns [bytes]."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("name", ["resnet56", "densenet121"])
+def test_unnormalised_means_need_no_map_of_all_channels(name):
+    made, size, channels = {
+        "resnet56": (lambda: nets.build("resnet56"), 32, 16),
+        "densenet121": (torchvision.models.densenet121, 128, 64),
+    }[name]
+    net = nl.linearize(made(), (3, 32, 32))
+    with LargestTensor() as seen:
+        nl.path_length(net, (3, size, size), normalized=False)
+    stem = size // 2 if name == "densenet121" else size
+    assert seen.largest < channels * stem**2 * 8 / 2  # float64, and not even half of the channels
 
 
 def test_layer_slopes_count_as_their_channels_and_pixel_slopes_by_share():

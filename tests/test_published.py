@@ -16,7 +16,7 @@ from PIL import Image
 from nladv_core import datasets, experiments, nets, runs
 from nladv_core.errors import SpecError
 from nladv_core.paths import path_length
-from nladv_core.recipes import UNTRAINED, Recipe
+from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
 from nladv_core.runs import RunFailed, RunSpec, Store, run
 
 NAME = "somebody/resnet8"
@@ -168,7 +168,7 @@ def test_the_chapter_offers_published_networks() -> None:
     assert parent.published == "akamaster/resnet20" and parent.net == "resnet20v1"
     children = [spec for spec in found.specs() if spec.parent]
     assert {spec.seed for spec in children} == {0, 1} and {spec.parent for spec in children} == {parent}
-    assert found.specs()[0] == parent and all(spec.recipe.flip and spec.recipe.epochs == 12 for spec in children)
+    assert found.specs()[0] == parent and all(spec.recipe == RECIPES["reduced-linearize"] for spec in children)
     one = experiments.chapter("01", {"tier": "reduced", "network": "akamaster/resnet56", "seed": 4}).specs()[0]
     assert (one.net, one.seed, one.origin) == ("resnet56v1", 4, "akamaster/resnet56")
     assert experiments.chapter("02", {"network": "akamaster/resnet20"}).network == "resnet20v1"

@@ -79,3 +79,39 @@ def test_a_shortened_recipe_keeps_the_proportions() -> None:
     short = RECIPES["cifar-linearize"].shortened(6)
     assert (short.epochs, short.milestones, short.lr) == (6, (2, 4), 0.1)
     assert RECIPES["cifar-linearize"].shortened(1).milestones == ()
+
+
+def rates(recipe: Recipe) -> list[float]:
+    """The learning rate of each epoch, to nine digits."""
+    return [round(recipe.lr_at(epoch), 9) for epoch in range(recipe.epochs)]
+
+
+WHOLE = [0.1] * 100 + [0.01] * 50 + [0.001] * 50  # App. C.2: CIFAR, 200 epochs
+
+
+@pytest.mark.parametrize("epoch", [1, 99, 100, 101, 150, 151, 199, 200])
+def test_the_first_epochs_of_a_recipe(epoch: int) -> None:
+    recipe = RECIPES["cifar-train"]
+    assert rates(recipe.until(epoch)) == WHOLE[:epoch]
+    same = {name for name in vars(recipe) if getattr(recipe.until(epoch), name) == getattr(recipe, name)}
+    assert set(vars(recipe)) - same <= {"epochs", "milestones"}
+
+
+def test_all_epochs_of_a_recipe_are_the_recipe() -> None:
+    for recipe in RECIPES.values():
+        assert recipe.until(recipe.epochs) == recipe == recipe.onwards(0, recipe.epochs)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 70, 99, 100, 101, 149, 150, 199, 200, 230])
+@pytest.mark.parametrize("epochs", [1, 30, 60, 200])
+def test_a_recipe_goes_on_at_the_rates_it_would_have_had(epoch: int, epochs: int) -> None:
+    recipe = RECIPES["cifar-train"]
+    onwards = recipe.onwards(epoch, epochs)
+    assert rates(onwards) == (WHOLE + [0.001] * 500)[epoch : epoch + epochs]
+    assert (onwards.batch, onwards.momentum, onwards.weight_decay, onwards.flip) == (256, 0.9, 1e-4, True)
+
+
+def test_no_epoch_is_no_recipe() -> None:
+    for make in (lambda: RECIPES["cifar-train"].until(0), lambda: RECIPES["cifar-train"].onwards(3, 0)):
+        with pytest.raises(SpecError, match="epochs is 0, expected at least 1"):
+            make()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from nladv_core import runs, store, training
+from nladv_core import cli, runs, store, training
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.linearize import active_counts
 from nladv_core.paths import path_length
@@ -32,6 +32,7 @@ def small(**more: Any) -> RunSpec:
 
 
 PARENT = small()
+OTHER_PARENT = small(seed=1)
 CHILD = small(parent=PARENT, omega=2.0)
 
 
@@ -298,6 +299,10 @@ DAMAGE = {
     "fields missing": lambda path: path.write_text('{"key": 1}'),
     "edited": lambda path: path.write_text(path.read_text().replace('"omega":2.0', '"omega":2.5')),
     "bad spec": lambda path: path.write_text(path.read_text().replace('"omega":2.0', '"omega":-2.0')),
+    "another run's": lambda path: shutil.copy(path.with_name(f"{PARENT.key()}.json"), path),
+    "key of another": lambda path: path.write_text(path.read_text().replace(CHILD.key(), PARENT.key())),
+    "NaN in the spec": lambda path: path.write_text(path.read_text().replace('"omega":2.0', '"omega":NaN')),
+    "files without names": lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {"a": 1}})),
     "metrics gone": lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": 3})),
     "weights gone": lambda path: path.with_name(path.name.replace(".json", ".weights.safetensors")).unlink(),
 }
@@ -320,6 +325,66 @@ def test_a_damaged_record_is_told_set_aside_and_computed_again(copied: Store, da
     assert frame["test_accuracy"].tolist() == [good["metrics"]["test_accuracy"]]
     assert path.with_name(f"{path.name}.damaged").read_bytes() == left, "nothing is lost"
     assert copied.state(CHILD) == "done"
+
+
+def test_a_key_that_does_not_match_its_spec_says_both(copied: Store) -> None:
+    path = copied.folder / f"{CHILD.key()}.json"
+    edited = replace(CHILD, omega=2.5)
+    path.write_text(path.read_text().replace('"omega":2.0', '"omega":2.5'))
+    with pytest.raises(RecordError) as told:
+        copied.record(CHILD)
+    assert f"says key {CHILD.key()!r} but its spec has key {edited.key()}" in str(told.value)
+    assert "foreign or edited record; delete it" in str(told.value)
+
+
+def test_a_spec_written_another_way_is_the_same_run(copied: Store) -> None:
+    """What hashes differently as text is looked at more closely, not refused."""
+    path = copied.folder / f"{CHILD.key()}.json"
+    path.write_text(path.read_text().replace('"omega":2.0', '"omega":2,"seed":0'))
+    assert copied.state(CHILD) == copied.state(CHILD.key()) == "done" and copied.record(CHILD).spec == CHILD
+
+
+def test_a_run_whose_parent_is_missing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=rf"no record of run {PARENT.key()}.*compute it with `nladv run`"):
+        runs.compute(CHILD, Store(tmp_path, also=()), device="cpu")
+
+
+def test_a_store_that_cannot_be_written_to_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for workers in (1, 2):
+        with pytest.raises(
+            RunFailed, match=r"cannot be written to \(.*\); make room there, or name another folder"
+        ) as told:
+            run([PARENT, OTHER_PARENT], Store(tmp_path / "file" / "runs", also=()), workers=workers, progress=False)
+        assert "Traceback" not in str(told.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_disk_without_room_is_one_sentence_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real one, of 64 KiB."""
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(PARENT.to_json()))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        monkeypatch.setenv("NLADV_STORE", str(disk / "runs"))
+        (disk / "ballast").write_bytes(bytes(56 * 1024))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecordWarning)  # a slow machine may save on the way, or rather not
+            assert cli.main(["run", str(path)]) == 2
+        told = capsys.readouterr().err
+        assert "the result cannot be written (No space left on device); make room there, or name another" in told
+        assert told.count("\n") == 1 and Store().state(PARENT) == "missing"
+        assert [path.name for path in (disk / "runs").iterdir()] == [".locks"], "nothing is half written"
+        (disk / "ballast").unlink()
+        assert cli.main(["run", str(path)]) == 0 and Store().state(PARENT) == "done"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_damaged_weights_are_noticed_by_their_checksum(copied: Store) -> None:
@@ -445,7 +510,7 @@ def start(folder: Path, specs: list[RunSpec], workers: int) -> subprocess.Popen[
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
+    for _ in range(3000):
         if path.exists() or process.poll() is not None:
             return
         time.sleep(0.05)

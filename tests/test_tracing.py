@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import nladv_core as nl
-from nladv_core import nets
+from nladv_core import nets, path_rules, tracing
 
 
 class Body(nn.Module):
@@ -168,6 +168,49 @@ def test_the_way_out_is_one(part, reason):
         nl.path_length(net, (4,))
 
 
+class Renormed(nn.Module):
+    """Decides by numbers, and has a path rule."""
+
+    def forward(self, x):
+        return x / x.norm() if x.norm() > 1 else x
+
+
+class Rectified(Renormed):
+    """As its parent, with a ReLU that nobody sees from outside."""
+
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+@pytest.fixture
+def renormed_rule(monkeypatch):
+    monkeypatch.setattr(path_rules, "MODULE_RULES", dict(path_rules.MODULE_RULES))
+    monkeypatch.setattr(tracing, "_RULED", set())
+    nl.declare_path_rule(Renormed, "nonlinear")
+
+
+@pytest.mark.usefixtures("renormed_rule")
+def test_a_class_with_a_path_rule_is_kept_whole():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Renormed(), nn.Linear(4, 2))
+    net = nl.linearize(model, (4,))
+    for scale in (1e-3, 1e3):
+        x = scale * torch.randn(5, 4)
+        assert torch.equal(net(x), model(x))
+    assert nl.path_length(net, (4,)).mean == pytest.approx(2)
+    model[2].is_traced_whole = False  # an attribute of its own decides instead
+    with pytest.raises(nl.UnsupportedNetwork, match="decides by the numbers"):
+        nl.linearize(model, (4,))
+
+
+@pytest.mark.usefixtures("renormed_rule")
+def test_a_relu_inside_a_class_with_a_path_rule_is_not_missed():
+    model = nn.Sequential(nn.Linear(4, 4), Rectified(), nn.ReLU())
+    with pytest.raises(nl.UnsupportedNetwork, match="module '1' .Rectified. has a path rule .* calls a ReLU.*; give"):
+        nl.linearize(model, (4,))
+    model[1].is_traced_whole = True
+    assert [name for name, _ in nl.units(nl.linearize(model, (4,)))] == ["2"]
+
+
 class Two(Body):
     def forward(self, x, y, scale=2.0):
         return F.relu(self.layer(x)) + scale * y
@@ -242,6 +285,16 @@ image = torch.zeros(2, 3, 8, 8)
             r"module '0', test_tracing.py line \d+ .*ValueError: expected four f",
         ),
         (nothing_wide, (3,), "'3' has no channels .input of shape .2, 0..; remove the layer"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 0), nn.ReLU()),
+            (3,),
+            "'1' has no channels .input of shape .2, 0..; remove the layer",
+        ),
+        (  # torch itself refuses these
+            lambda: nn.Sequential(nn.Conv2d(3, 0, 3), nn.ReLU()),
+            (3, 8, 8),
+            "in module '0': RuntimeError: .*weight of size .0, 3, 3, 3.",
+        ),
         # no network at all
         (lambda: torch.relu, (3,), "the network is <built-in .*>; expected a torch.nn.Module"),
         (lambda: nl.linearize(resnet(), (3, 8, 8)), (3, 8, 8), r"ResNet is linearized already; .*units\(net\)"),
@@ -250,6 +303,7 @@ image = torch.zeros(2, 3, 8, 8)
     ],
 )
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_bad_input_is_answered_in_one_sentence(model, example, words):
     with pytest.raises(nl.NladvError, match=f"(?s){words}") as refusal:
         nl.linearize(model(), example)
@@ -303,6 +357,47 @@ def test_masks_that_do_not_fit_change_nothing(masks, words):
     with pytest.raises(nl.SpecError, match=words):
         nl.apply_masks_(net, masks)
     assert nl.active_fraction(net) == 1
+
+
+def test_loaded_masks_that_do_not_fit_name_group_and_size(tmp_path):
+    wide, narrow = (nl.linearize(nets.build("resnet8", width=width), (3, 8, 8)) for width in (1, 0.5))
+    nl.save_masks(nl.masks(wide), tmp_path / "masks")
+    name, unit = nl.units(narrow)[0]
+    words = rf"the mask of {name!r} is torch.bool of shape \(16,\); expected torch.bool of shape \({unit.channels},\)\."
+    with pytest.raises(nl.SpecError, match=words):
+        nl.apply_masks_(narrow, nl.load_masks(tmp_path / "masks"))
+    other = nl.linearize(nets.build("resnet14"), (3, 8, 8))
+    with pytest.raises(nl.SpecError, match=r"missing groups \[.*\], unknown groups \[\]; expected the names that"):
+        nl.apply_masks_(other, nl.load_masks(tmp_path / "masks"))
+    assert nl.active_fraction(narrow) == nl.active_fraction(other) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "words"),
+    [
+        (
+            resnet,
+            (1, 8, 8),
+            r"ResNet fails on the example \(\(2, 1, 8, 8\) torch.float32\) by itself, in module 'conv1'",
+        ),
+        (resnet, image.double(), "torch.float64.*its parameters are torch.float32 on cpu"),
+        (resnet, image.to(torch.complex64), "torch.complex64.*its parameters are torch.float32 on cpu"),
+        (lambda: resnet().to("meta"), (3, 8, 8), "ResNet is on the meta device, where tensors have no values"),
+        (nothing_wide, (3,), "'3' has no channels"),
+        (lambda: nn.Sequential(Demanding()), (3,), "ValueError: expected four features.*; pass an input of the shape"),
+    ],
+)
+def test_bad_input_to_a_measurement_of_any_network(model, example, words):
+    with pytest.raises(nl.NladvError, match=f"(?s){words}") as refusal:
+        nl.path_length(model(), example)
+    assert str(refusal.value).endswith(".")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_examples_follow_the_network_to_its_device():
+    net = nl.linearize(resnet().cuda(), image)
+    assert {unit.active.device.type for _, unit in nl.units(net)} == {"cuda"}
+    assert nl.path_length(net, image).mean == pytest.approx(nl.path_length(resnet(), image).mean)
 
 
 # ---------------------------------------------------------------------------------------------- paths through all this

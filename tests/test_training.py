@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nladv_core import training
+from nladv_core import nets, training
 from nladv_core.datasets import ImageData
 from nladv_core.errors import SpecError
 from nladv_core.linearize import active_fraction, linearize, units
@@ -212,7 +212,8 @@ def test_bfloat16_learns_too() -> None:
         ({"omega": 0.1, "goal": 1.0}, "goal is 1"),
         ({"goal": 0.5}, "goal share needs omega"),
         ({"omega": 0.1, "pull_back": True}, "pull_back"),
-        ({"start": 4}, "start is 4"),
+        ({"omega": 0.1, "start": 4}, "start is 4"),
+        ({"start": 5}, "start is 5"),
         ({"precision": "float16"}, "precision is 'float16'"),
     ],
 )
@@ -237,3 +238,13 @@ def test_streams_differ_by_seed_purpose_and_epoch_and_are_pinned() -> None:
     low_bits = {training.stream(*name) % 2**32 for name in names}
     assert len(low_bits) == len(names)
     assert training.stream(0, "order", 0) == 14568928064228822
+
+
+@pytest.mark.parametrize(("width", "shortcut", "safe"), [(0.25, "B", False), (0.25, "A", True), (1.0, "B", True)])
+def test_a_narrow_strided_projection_trains_in_a_layout_that_is_safe(width: float, shortcut: str, safe: bool) -> None:
+    """In channels-last, oneDNN writes past its buffer for it: the process dies or the gradients are wrong."""
+    net = nets.build("resnet8", width=width, shortcut=shortcut)
+    rows = fitted(net, replace(RECIPE, epochs=1, milestones=()))
+    assert rows[0]["train_loss"] > 0
+    wide = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert {weight.is_contiguous(memory_format=torch.channels_last) for weight in wide} == {safe}
