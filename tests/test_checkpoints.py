@@ -220,7 +220,9 @@ def test_twenty_kills_of_runs_and_campaigns_lose_nothing(tmp_path: Path) -> None
             assert forking.stdout.readline() == f"{-signal.SIGKILL}\n", "it was done before it was killed"
             assert reached() >= enough > safe
             safe = reached()
-            assert store.checkpoint(child if store.state(parent) == "done" else parent).load() is not None
+            # Right after the parent's end, the child may not have reached the end of an epoch yet.
+            resumable = child if safe > parent.recipe.epochs else parent
+            assert store.state(resumable) == "done" or store.checkpoint(resumable).load() is not None
         start("run")
         assert forking.stdout.readline() == "0\n"
         _, errors = forking.communicate()
