@@ -101,7 +101,7 @@ rule chapter:
     resources:
         runtime=60,
     shell:
-        "{NLADV} chapter {wildcards.chapter} --tier {TIER} -o {params.out}"
+        "{NLADV} chapter {wildcards.chapter} --tier {TIER} --no-page -o {params.out}"
 
 
 rule book:

@@ -4,7 +4,8 @@ Nothing is done twice and nothing is left half done. An executed chapter carries
 source, the library, its parameters, committed results); it is executed again only when that digest changes. The pages
 carry the same kind of digest. Files and folders are written beside their final name and renamed when they are complete.
 
-A build folder holds `notebooks/` (executed chapters), `stage/` (what Jupyter Book reads) and `html/` (the book).
+A build folder holds `notebooks/` (executed chapters), `stage/` (what Jupyter Book reads) and `html/` (the book). A
+single notebook becomes a page of its own beside it.
 """
 
 from __future__ import annotations
@@ -202,6 +203,38 @@ def render(folder: Path | None = None, *, force: bool = False) -> Path:
     return _render(executed, folder, force)
 
 
+def page(notebook: Path) -> Path:
+    """Render one executed notebook as a page of its own, beside it in `<name>_page/`, and return the HTML file.
+
+    It looks as it would in the book; what it says of other chapters is not linked, because they are not there.
+
+    Raises:
+        SpecError: it is not a notebook.
+        BuildError: Jupyter Book failed; a previous page is still there.
+    """
+    import yaml
+
+    if not notebook.is_file():
+        raise SpecError(f"there is no notebook {notebook}; `nladv chapter` makes one")
+    content = _read(notebook)
+    stage = notebook.with_name(f".{notebook.stem}.stage")
+    shutil.rmtree(stage, ignore_errors=True)
+    for source in [*_assets(), project_root() / "book" / "references.md"]:
+        _stage(source, stage)
+    (stage / "book" / f"{notebook.stem}.ipynb").write_text(json.dumps(_without_progress(content)), encoding="utf-8")
+    toc = {"format": "jb-book", "root": f"book/{notebook.stem}", "chapters": [{"file": "book/references"}]}
+    (stage / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
+    (stage / "_config.yml").write_text(_configuration(), encoding="utf-8")
+    folder = notebook.with_name(f"{notebook.stem}_page")
+    made, said = _jupyter_book(stage)
+    if made is None:
+        _say(said, sys.stderr)
+        raise BuildError(f"Jupyter Book could not render {notebook.name} (see above)")
+    _replace(folder, made)
+    shutil.rmtree(stage)
+    return folder / "book" / f"{notebook.stem}.html"
+
+
 def _executed(folder: Path) -> list[Path]:
     return [folder / "notebooks" / source.name for source in chapters()]
 
@@ -216,43 +249,57 @@ def _render(executed: list[Path], folder: Path, force: bool) -> Path:
         _say("book: nothing has changed")
         return index
 
-    config = _configuration()
     stage = folder / "stage"
     shutil.rmtree(stage, ignore_errors=True)
     for source in [*sources, root / "_toc.yml"]:
-        staged = stage / source.relative_to(root)
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, staged)
+        _stage(source, stage)
     for notebook in executed:
         staged = stage / "book" / notebook.name
         staged.parent.mkdir(parents=True, exist_ok=True)
         staged.write_text(json.dumps(_without_progress(_read(notebook))), encoding="utf-8")
-    (stage / "_config.yml").write_text(config, encoding="utf-8")
+    (stage / "_config.yml").write_text(_configuration(), encoding="utf-8")
 
     _say("book: rendering ...")
     start = time.perf_counter()
+    made, said = _jupyter_book(stage, "--warningiserror", "--keep-going")
+    if made is None:
+        _say(said, sys.stderr)
+        kept = "; the previous pages are still there" if index.is_file() else ""
+        raise BuildError(f"Jupyter Book could not render the book without a warning (see above){kept}")
+    (made / ".inputs").write_text(inputs or "")
+    _replace(html, made)
+    shutil.rmtree(stage)
+    _say(f"book: rendered in {time.perf_counter() - start:.1f} s")
+    return index
+
+
+def _stage(source: Path, stage: Path) -> None:
+    """Copy a file of the project to the same place below `stage`."""
+    staged = stage / source.relative_to(project_root())
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, staged)
+
+
+def _jupyter_book(stage: Path, *options: str) -> tuple[Path | None, str]:
+    """The pages that Jupyter Book makes of a staged folder, or None; and what it said."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(stage)]
-    command += ["--path-output", str(stage), "--warningiserror", "--keep-going", "--quiet"]
+    command += ["--path-output", str(stage), "--quiet", *options]
     environment = os.environ | {"NO_COLOR": "1"}
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     made = stage / "_build" / "html"
-    if done.returncode or not (made / "index.html").is_file():
-        _say(done.stdout.rstrip(), sys.stderr)
-        kept = "; the previous pages are still there" if index.is_file() else ""
-        raise BuildError(f"Jupyter Book could not render the book without a warning (see above){kept}")
-    (made / ".inputs").write_text(inputs or "")
-    # A folder cannot be renamed over another; the old book goes only when the new one lies complete beside it.
-    old = folder / "html.old"
+    return (None if done.returncode or not (made / "index.html").is_file() else made), done.stdout.rstrip()
+
+
+def _replace(folder: Path, made: Path) -> None:
+    """Put `made` in a folder's place. One cannot be renamed over another: the old goes when the new lies beside it."""
+    old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if html.exists():
-        html.rename(old)
-    made.rename(html)
+    if folder.exists():
+        folder.rename(old)
+    made.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(stage)
-    _say(f"book: rendered in {time.perf_counter() - start:.1f} s")
-    return index
 
 
 def _page_sources() -> list[Path]:

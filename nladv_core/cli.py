@@ -65,15 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     campaign.add_argument("--dry-run", action="store_true", help="only say what would be computed")
     campaign.add_argument("--workers", type=int, help="runs at once (default: what the device bears)")
     campaign.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    chapter = add("chapter", _chapter, "Execute one chapter with papermill.")
+    chapter = add("chapter", _chapter, "Execute one chapter with papermill, and render it as a page.")
     chapter.add_argument("what", metavar="chapter")
     chapter.add_argument("-o", "--output", type=Path, help="the executed notebook (default: under build/)")
+    chapter.add_argument("--no-page", action="store_true", help="only the notebook")
     book = add("book", _book, "Execute the chapters that changed, one by one, and render the book.")
     plan = add("plan", _plan, "Say what a build of the book has to do.")
     plan.add_argument("--json", action="store_true", help="as JSON")
     plan.add_argument("--every-run", action="store_true", help="also missing runs of chapters that are not due")
     plan.add_argument("--batch-minutes", type=float, default=5.0, help="runs share a job up to this time (default: 5)")
-    render = add("render", _render, "Render the book from its executed chapters.")
+    render = add("render", _render, "Render the book from its executed chapters, or one executed notebook.")
+    render.add_argument(
+        "notebook", type=Path, nargs="?", help="for instance what papermill wrote; its page goes beside it"
+    )
     for command in (book, plan, render):
         command.add_argument("--build", type=Path, metavar="FOLDER", help="the build folder (default: build/)")
     download = add("download", _download, "Fetch a data set from its official page and check it.")
@@ -198,7 +202,10 @@ def _chapter(parsed: argparse.Namespace) -> None:
 
     given = _parameters(parsed)
     kind = next((kind for name, kind in experiments.CHAPTERS.items() if name.startswith(f"{parsed.what}_")), None)
-    print(book.run_chapter(kind.name if kind else parsed.what, given, parsed.output))
+    notebook = book.run_chapter(kind.name if kind else parsed.what, given, parsed.output)
+    print(notebook, flush=True)
+    if not parsed.no_page:
+        print(book.page(notebook))
 
 
 def _book(parsed: argparse.Namespace) -> None:
@@ -227,7 +234,7 @@ def _plan(parsed: argparse.Namespace) -> None:
 def _render(parsed: argparse.Namespace) -> None:
     from nladv_core import book
 
-    print(book.render(parsed.build))
+    print(book.page(parsed.notebook) if parsed.notebook else book.render(parsed.build))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, get_args
 from nladv_core import nets, values
 from nladv_core.errors import SpecError
 from nladv_core.specs import RunSpec
-from nladv_core.tiers import TIERS, Chapter
+from nladv_core.tiers import LIVE, TIERS, Chapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,7 +395,7 @@ class Depth(Chapter):
         dataset, width: None: by tier.
         family: networks are named `<family><depth>`: "resnet", "toynet", "akamaster/resnet"; None: by tier.
         depths: None: by tier.
-        omegas: strengths, > 0; None: the two strongest of the tier's few.
+        omegas: strengths, > 0; None: the two strongest of the tier's few, where the chapter is live only the strongest.
         seeds: repetitions; None: by tier.
         epochs: of the linearization; None: by tier.
     """
@@ -429,7 +429,7 @@ class Depth(Chapter):
             family = tier.family if fits else "resnet"
         found: dict[RunSpec, None] = {}
         for depth in self.depths or tier.depths:
-            for omega in self.omegas or tier.few[-2:]:
+            for omega in self.omegas or tier.few[-1 if self.tier in LIVE else -2 :]:
                 if not omega > 0:
                     raise SpecError(f"{self.name}: omegas has {omega:g}, expected strengths above 0")
                 for seed in self.seeds or tier.seeds:

@@ -120,6 +120,7 @@ TIERS: Mapping[str, Tier] = {
         depths=(8, 14, 20),
         datasets=("digits",),
         difficulties=(0.25, 1.0),
+        small=("resnet8", 0.5, 2000),
     ),
     "reduced": Tier(
         dataset="cifar10",

@@ -167,14 +167,21 @@ def test_values_from_the_command_line(text: str, value: Any) -> None:
 
 def test_chapter_and_book_hand_over_to_the_book(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(book, "run_chapter", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(book, "run_chapter", lambda *arguments: calls.append(arguments) or arguments[2])
     monkeypatch.setattr(book, "build", lambda **arguments: calls.append(arguments))
-    assert cli.main(["chapter", "06", "--tier", "smoke", "-p", "seeds", "[1]", "-o", "out.ipynb"]) == 0
+    monkeypatch.setattr(book, "render", lambda *arguments: calls.append(("render", *arguments)))
+    monkeypatch.setattr(book, "page", lambda *arguments: calls.append(("page", *arguments)))
+    chapter = ["chapter", "06", "--tier", "smoke", "-p", "seeds", "[1]", "-o", "out.ipynb"]
+    assert cli.main(chapter) == 0
+    assert cli.main([*chapter, "--no-page"]) == 0
+    assert cli.main(["render"]) == 0
+    assert cli.main(["render", "out.ipynb"]) == 0
     assert cli.main(["book", "--tier", "smoke"]) == 0
     assert cli.main(["book"]) == 0
     parameters = {"seeds": [1], "tier": "smoke"}
     books = [{"tier": "smoke", "folder": None}, {"folder": None}]
-    assert calls == [("06_accuracy_and_depth", parameters, Path("out.ipynb")), *books]
+    executed, page = ("06_accuracy_and_depth", parameters, Path("out.ipynb")), ("page", Path("out.ipynb"))
+    assert calls == [executed, page, executed, ("render", None), page, *books]
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

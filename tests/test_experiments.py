@@ -9,7 +9,7 @@ import pytest
 
 from nladv_core import effects, runs, tiers
 from nladv_core.errors import SpecError
-from nladv_core.experiments import CHAPTERS, TIERS, AccuracyAndDepth, Linearization, PathLength, chapter
+from nladv_core.experiments import CHAPTERS, LIVE, TIERS, AccuracyAndDepth, Linearization, PathLength, chapter
 from nladv_core.recipes import RECIPES, UNTRAINED
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store
@@ -193,9 +193,16 @@ class TestEarlyAndLate:
         assert {spec.recipe for spec in specs("04") if spec.omega} == {RECIPES["cifar-linearize-30"]}
 
     def test_a_start_at_the_end_shares_the_parent_of_chapter_06(self) -> None:
-        for tier in ("smoke", "quick", "paper"):
+        for tier in ("smoke", "paper"):
             whole = chapter("06", {"tier": tier, "device": "cpu"}).parents()
             assert set(whole) <= set(specs("04", tier))
+
+    def test_where_many_parents_are_trained_they_are_small_and_shared(self) -> None:
+        small, width, count = TIERS["quick"].small or ("", 0.0, 0)
+        for name in ("03", "04", "09"):
+            assert {(spec.net, spec.width, spec.train) for spec in specs(name, "quick")} == {(small, width, count)}
+        full = {spec for spec in specs("04", "quick") if not spec.parent and spec.recipe == RECIPES["quick-train"]}
+        assert full == {spec for spec in specs("09", "quick", difficulties=[0.25]) if not spec.parent}
 
     def test_tasks(self) -> None:
         tasks = {(s.data, s.difficulty) for s in specs("04", "quick", difficulties=[0.0, 1.0])}
@@ -314,6 +321,10 @@ class TestDepth:
             assert spec.recipe == RECIPES["cifar-linearize" if spec.parent else "cifar-train"]
         whole = set(specs("06"))
         assert {spec for spec in found if spec.net == "resnet56"} <= whole
+
+    def test_one_strength_where_the_chapter_is_live(self) -> None:
+        for tier in LIVE:
+            assert {spec.omega for spec in specs("08", tier) if spec.parent} == {TIERS[tier].few[-1]}
 
     def test_published_networks_of_four_depths_on_their_own_data(self) -> None:
         (edition,) = CHAPTERS["08_depth"].editions("reduced")

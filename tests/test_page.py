@@ -220,6 +220,27 @@ class TestBuild:
         assert (html / "index.html").stat().st_mtime_ns == before
         assert capsys.readouterr().out == "book: nothing has changed\n"
 
+    def test_one_notebook_becomes_a_page_of_its_own(self, html: Path, browser: Browser, tmp_path: Path) -> None:
+        notebook = tmp_path / "mine.ipynb"
+        shutil.copyfile(html.parent / "notebooks" / "06_accuracy_and_depth.ipynb", notebook)
+        found = book.page(notebook)
+        assert found == tmp_path / "mine_page" / "book" / "mine.html"
+        assert {path.name for path in tmp_path.iterdir()} == {"mine.ipynb", "mine_page"}
+        seen = browser.new_page()
+        seen.goto(found.as_uri(), wait_until="load")
+        assert seen.locator("mjx-container").count() and seen.locator("article img").count()
+        pictures = seen.eval_on_selector_all("article img", "all => all.map(i => i.complete && i.naturalWidth > 0)")
+        assert all(pictures)
+        seen.close()
+        shutil.copyfile(html.parent / "notebooks" / "02_path_length.ipynb", notebook)
+        assert "Path length" in book.page(notebook).read_text()  # takes the place of the old one
+        with pytest.raises(SpecError, match="no notebook"):
+            book.page(tmp_path / "none.ipynb")
+        notebook.write_text("{")
+        with pytest.raises(SpecError, match="not a notebook"):
+            book.page(notebook)
+        assert found.is_file()
+
     def test_leaves_no_scaffolding(self, html: Path) -> None:
         assert {path.name for path in html.parent.iterdir()} - {".lock"} == {"html", "notebooks"}
         assert not [path for path in html.parent.glob("notebooks/*") if path.name.startswith(".")]

@@ -108,6 +108,11 @@ def test_commands_of_the_readme_exist() -> None:
         elif words[0] == "papermill":
             assert (ROOT / words[1]).is_file()
             assert set(words[4::3]) <= set(book.parameters(ROOT / words[1]))
+        elif words[0] == "snakemake":
+            profile = ROOT / words[words.index("--workflow-profile") + 1] / "config.yaml"
+            assert profile.is_file() and f"rule {words[-1]}:" in (ROOT / "Snakefile").read_text()
+        elif words[:2] == ["pip", "install"]:
+            assert f"{words[2]}==" in (ROOT / "constraints.txt").read_text()
         elif words[:2] == ["nladv", "chapter"]:
             assert set(words[4::3]) <= set(book.parameters(ROOT / "book" / f"{words[2]}.ipynb"))
         elif words[0] == "nladv":
