@@ -227,7 +227,7 @@ class Structure(Chapter):
     Attributes:
         dataset, network: None: by tier. The network may be a published one (a key of `nets.PUBLISHED`).
         residuals: with residual connections (S), without (NS), or both; None: both, but a published network as it is.
-        omega: strength, > 0; None: by tier.
+        omega: strength, > 0; None: by tier, mild enough to leave a pattern.
         seeds: repetitions; None: by tier.
         epochs: of the linearization; None: by tier.
     """
@@ -244,7 +244,7 @@ class Structure(Chapter):
     def editions(cls, tier: str) -> list[Self]:
         """At reduced size what chapter 06 linearizes from published networks; in the paper's two data sets."""
         if tier == "reduced":
-            deep: dict[str, Any] = {"network": "akamaster/resnet56", "omega": 0.04, "epochs": 3, "seeds": (0,)}
+            deep: dict[str, Any] = {"network": "akamaster/resnet56", "omega": 0.01, "epochs": 3}
             return [cls(tier=tier, device="cpu"), cls(tier=tier, device="cpu", **deep)]
         if tier == "paper":
             return [cls(tier=tier, device="cpu", dataset=dataset) for dataset in ("cifar10", "cifar100")]
@@ -253,7 +253,7 @@ class Structure(Chapter):
     def specs(self) -> list[RunSpec]:
         """Parents and their linearizations."""
         tier = TIERS[self.tier]
-        omega = tier.omega if self.omega is None else self.omega
+        omega = tier.mild if self.omega is None else self.omega
         if not omega > 0:
             raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it no unit becomes linear")
         found: dict[RunSpec, None] = {}
@@ -309,7 +309,7 @@ class AccuracyAndDepth(Chapter):
             return cls(tier=tier, device="cpu", **({"granularities": ("channel",)} | given))
 
         if tier == "reduced":
-            deep = {"network": "akamaster/resnet56", "omegas": (0.015, 0.04), "epochs": 3, "seeds": (0,)}
+            deep = {"network": "akamaster/resnet56", "omegas": (0.01, 0.015, 0.04), "epochs": 3, "seeds": (0,)}
             own = {"network": "resnet20", "omegas": (0.008, 0.015, 0.03, 0.08), "epochs": 3, "seeds": (0,)}
             return [edition(), edition(**deep), edition(**own), edition(granularities=("layer",))]
         if tier == "paper":
@@ -413,7 +413,7 @@ class Depth(Chapter):
     def editions(cls, tier: str) -> list[Self]:
         """At reduced size published networks of four depths; at the tier "paper" ResNets, then ToyNets."""
         if tier == "reduced":
-            return [cls(tier=tier, device="cpu", omegas=(0.04,), epochs=3, seeds=(0,))]
+            return [cls(tier=tier, device="cpu", omegas=(0.01,), epochs=3)]
         if tier == "paper":
             return [cls(tier=tier, device="cpu"), cls(tier=tier, device="cpu", family="toynet")]
         return super().editions(tier)
@@ -631,7 +631,7 @@ class FeatureVisualization(Chapter):
 # 32 pixels at every tier but the largest; a picture takes 128 steps (fewer only in tests).
 _FEATURES: dict[str, dict[str, Any]] = {
     "smoke": {"omegas": (0.1, 0.5), "channels": 6, "starts": (0,), "steps": 12, "size": 32},
-    "quick": {"omegas": (0.03, 0.1), "channels": 24, "starts": (0,), "steps": 128, "size": 32},
+    "quick": {"omegas": (0.015, 0.03), "channels": 24, "starts": (0,), "steps": 128, "size": 32},
     "reduced": {"omegas": (0.004, 0.007), "channels": 0, "starts": (0, 1), "steps": 128, "size": 32},
     "paper": {"omegas": (0.003, 0.01), "channels": 0, "starts": (0,), "steps": 512, "size": 224},
 }

@@ -413,12 +413,14 @@ def napl_by_group(rows: pd.DataFrame, source: str) -> Figure:
 
 
 def _by_omega(frame: pd.DataFrame) -> pd.DataFrame:
-    return summaries.spread(frame, ["granularity", "omega"], ["test_accuracy", *MEASURES, "enw"])
+    measures = [measure for measure in MEASURES if measure != "napl_max_pool" or measure in frame]
+    return summaries.spread(frame, ["granularity", "omega"], ["test_accuracy", *measures, "enw"])
 
 
 # Measures of the nonlinearity that is left, with what the axis says and what turns them into percent.
 MEASURES = {
     "napl": ("NAPL: active units on an average path", 1),
+    "napl_max_pool": ("NAPL, max pooling counted as one more unit", 1),  # of networks that have one
     "apl": ("APL: active units on a path, all paths equal", 1),
     "active_fraction": ("units active, %", 100),
 }

@@ -33,6 +33,7 @@ class Tier:
             Such values scale with the steps and rates of the recipe. A layer's slope answers for all its channels in
             the loss but is penalised once, so it takes a larger omega. The paper's list is lost; these are ours.
         omega: one value in the middle, for a chapter that shows a single strength.
+        mild: one that leaves enough units active to see a pattern in (maps of §4.2).
         few: some of `omegas`, for chapters whose subject is another axis; the last is strong enough to hurt accuracy.
         seeds: repetitions, parent and linearization alike.
         short: recipe of the linearization in chapters 03, 04 and 05 (§4.1.1, §4.1.2 and the maps of §4.2).
@@ -58,6 +59,7 @@ class Tier:
     omegas: tuple[float, ...]
     layer_omegas: tuple[float, ...]
     omega: float
+    mild: float
     few: tuple[float, ...]
     seeds: tuple[int, ...]
     short: str
@@ -86,6 +88,7 @@ TIERS: Mapping[str, Tier] = {
         omegas=(0.1, 3.0),
         layer_omegas=(0.1, 3.0),
         omega=0.5,
+        mild=0.5,
         few=(0.1, 3.0),
         seeds=(0,),
         short="smoke-linearize",
@@ -110,6 +113,7 @@ TIERS: Mapping[str, Tier] = {
         omegas=(0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 1.0),
         layer_omegas=(0.03, 0.1, 0.3, 1.0, 3.0),
         omega=0.03,
+        mild=0.02,
         few=(0.02, 0.05, 0.1),
         seeds=(0, 1, 2),
         short="quick-linearize",
@@ -132,6 +136,7 @@ TIERS: Mapping[str, Tier] = {
         omegas=(0.004, 0.007, 0.011, 0.02, 0.06),
         layer_omegas=(0.02, 0.06, 0.2, 0.6),
         omega=0.011,
+        mild=0.007,
         few=(0.007, 0.02),
         seeds=(0, 1),
         short="reduced-linearize",
@@ -152,6 +157,7 @@ TIERS: Mapping[str, Tier] = {
         omegas=(0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.004, 0.01),
         layer_omegas=(0.001, 0.003, 0.01, 0.03, 0.1),
         omega=0.001,
+        mild=0.001,
         few=(0.0005, 0.001, 0.002, 0.004, 0.01),
         seeds=(0, 1, 2),
         short="cifar-linearize-30",

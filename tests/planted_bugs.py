@@ -163,6 +163,55 @@ BUGS = [
     ),
     ("goes on at the first rate", "recipes.py", "lr=self.lr_at(epoch), epochs", "epochs", "test_recipes.py"),
     ("stops a step late", "recipes.py", "if m < epoch))", "if m <= epoch))", "test_recipes.py"),
+    (
+        "active somewhere is enough",
+        "sharpness.py",
+        "if all(channel in other",
+        "if any(channel in other",
+        "test_sharpness.py",
+    ),
+    (
+        "every channel of its own start",
+        "sharpness.py",
+        "            spectrum.copy_(start)\n",
+        "            pass\n",
+        "test_sharpness.py",
+    ),
+    (
+        "networks see other networks' pictures",
+        "sharpness.py",
+        "zip(ready, pictures.split(count), strict=True)}",
+        "zip(reversed(list(ready)), pictures.split(count), strict=True)}",
+        "test_sharpness.py",
+    ),
+    (
+        "gradient of one direction",
+        "sharpness.py",
+        "torch.hypot(across, down).mean",
+        "torch.hypot(across, across).mean",
+        "test_sharpness.py",
+    ),
+    (
+        "corner frequencies only",
+        "sharpness.py",
+        "radius = torch.hypot(rows[:, None]",
+        "radius = torch.minimum(rows[:, None]",
+        "test_sharpness.py",
+    ),
+    (
+        "difference of medians",
+        "sharpness.py",
+        "float(difference.mean()), float(",
+        "float(np.median(difference)), float(",
+        "test_sharpness.py",
+    ),
+    (
+        "the milder one does not count",
+        "features.py",
+        '(weak.verdict, strong.verdict) != ("higher", "higher")',
+        'strong.verdict != "higher"',
+        "test_features.py",
+    ),
 ]
 
 

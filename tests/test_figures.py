@@ -222,6 +222,15 @@ class TestDrawnNumbers:
         assert next(line for line in axis.lines if line.get_marker() == "*").get_xdata()[0] == star
         assert measure[:3] in axis.get_xlabel().lower()
 
+    def test_with_max_pooling_counted_where_there_is_some(self) -> None:
+        some, before = (frame.assign(napl_max_pool=frame["napl"] + 1) for frame in (runs(), parents()))
+        (plain,) = axes(figures.accuracy_against_napl(runs(), parents(), LINE))
+        (counted,) = axes(figures.accuracy_against_napl(some, before, LINE, measure="napl_max_pool"))
+        bars = [next(c for c in a.containers if isinstance(c, ErrorbarContainer)) for a in (plain, counted)]
+        first, second = (np.asarray(c.lines[0].get_data()) for c in bars)
+        assert np.allclose(second - first, [[1] * 3, [0] * 3])
+        assert "max pooling" in counted.get_xlabel()
+
     def test_measure_against_napl(self) -> None:
         (axis,) = axes(figures.measure_against_napl(runs(), "active_fraction", LINE))
         clouds = [line for line in axis.lines if len(line.get_xdata()) == 9]
