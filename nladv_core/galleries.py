@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from nladv_core import features as records
+from nladv_core import summaries
 from nladv_core.errors import SpecError
 from nladv_core.features import Features
 from nladv_core.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, style
@@ -179,18 +180,12 @@ _AXES = {
 
 def table(features: Features, measure: str = "gradient") -> Any:
     """`features.table`, styled for the page."""
-    return _styled(records.table(features, measure))
+    return summaries.styled(records.table(features, measure))
 
 
 def overview(features: Features) -> Any:
     """`features.overview`, styled for the page."""
-    return _styled(records.overview(features))
-
-
-def _styled(frame: Any) -> Any:
-    spaced: Any = [{"selector": "th, td", "props": "padding: 0.2rem 0.5rem; text-align: right"}]
-    styled = frame.style.hide(axis="index").set_table_styles(spaced)
-    return styled.set_table_attributes('class="dataframe"')
+    return summaries.styled(records.overview(features))
 
 
 def _row(features: Features, role: str) -> int:

@@ -232,12 +232,13 @@ def _cell(row: Any, value: str, scale: float, digits: int) -> str:
     return f"{mean:.{digits}f}" if math.isnan(sd) else f"{mean:.{digits}f} ± {sd:.{digits}f}"
 
 
-def styled(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Rows of a table, column name to cell, as a pandas table in the book's style."""
+def styled(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> Any:
+    """Rows of a table, column name to cell, as a pandas table in the book's style; sentences in it wrap."""
     import pandas as pd
 
     spaced: Any = [{"selector": "th, td", "props": "padding: 0.2rem 0.5rem; text-align: right; white-space: nowrap"}]
     table = pd.DataFrame(rows).style.hide(axis="index").set_table_styles(spaced)
+    table = table.map(lambda cell: "white-space: normal; min-width: 11rem" if len(str(cell)) > 24 else "")
     return table.set_table_attributes('class="dataframe"')
 
 
