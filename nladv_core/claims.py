@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nladv_core.errors import SpecError
 from nladv_core.places import project_root
 from nladv_core.specs import RunSpec
 from nladv_core.store import Record
-from nladv_core.summaries import difference
+from nladv_core.summaries import difference, edition_title
 
 # Of several parts, the first of these that occurs is the verdict on the whole; "exceeds" only if all parts do.
 VERDICTS = ("differs", "not run", "too few seeds", "inconclusive", "reproduced", "exceeds")
@@ -233,7 +233,7 @@ def judge(claims: Sequence[Claim] | None = None, results: Path | None = None) ->
     pictures = {tier: features.committed(tier, results) for tier in ("paper", "reduced")}
     judged = []
     for claim in read() if claims is None else claims:
-        seen = evidence(claim, reduced)
+        seen = evidence(claim, reduced) + tuple(line for part in claim.parts for line in measured(part, reduced))
         if any(part.statistic == "sharpness" for part in claim.parts):
             seen += features.evidence(pictures["reduced"])
         judged.append(Judgement(claim, tuple(outcome(part, paper, pictures["paper"]) for part in claim.parts), seen))
@@ -310,6 +310,45 @@ def evidence(claim: Claim, reduced: Sequence[Record]) -> tuple[str, ...]:
     return tuple(sorted(told))
 
 
+def measured(part: Part, reduced: Sequence[Record]) -> tuple[str, ...]:
+    """The statistic of one part over `reduced` runs, a line for each edition of its chapter that has some; no verdict.
+
+    Not of what is interpolated at a place that the paper names: smaller networks have other places.
+    """
+    if part.statistic in (*_APART, "at"):
+        return ()
+    given = dict(part.experiment or {})
+    kind: Any = experiments.find(given.pop("chapter"))
+    told: dict[frozenset[RunSpec], str] = {}
+    for edition in kind.editions("reduced"):
+        try:
+            both = [replace(edition, **given), *([replace(edition, **given | part.minus)] if part.minus else [])]
+            first, *second = (chapter.specs() for chapter in both)
+        except SpecError:  # an edition that bears no such parameter, as published networks of one kind
+            continue
+        # Editions are told apart by their strengths, too.
+        strengths = {spec.omega for spec in first}
+        alike = [record for record in reduced if record.spec.omega in strengths]
+        found = _statistic(part, first, alike)
+        if second:
+            other = _statistic(part, second[0], alike)
+            found = {seed: _minus(found[seed], other[seed]) for seed in set(found) & set(other)}
+        numbers = [y for y in found.values() if y is not None]
+        if numbers:
+            title = edition_title(both[0]).partition("; ")[2]
+            place = f" ({title})" if title else ""
+            note = _interval(numbers) if len(numbers) > 1 else f"{numbers[0]:.2f}"
+            told.setdefault(
+                frozenset(map(effects.family, first)), f"{part.name}{place}: {note}, {_plural(len(numbers))}"
+            )
+    return tuple(told.values())
+
+
+def _interval(found: Sequence[float]) -> str:
+    over = difference(found)
+    return f"{over.mean:.2f} (95 % interval {over.low:.2f} to {over.high:.2f})"
+
+
 def _network(spec: RunSpec) -> str:
     """A linearized network in words."""
     name = (spec.origin or spec.net) + (f" of width {spec.width:g}" if spec.width != 1 else "")
@@ -359,9 +398,13 @@ def _verdict(part: Part, found: Sequence[float]) -> tuple[str, str]:
 
 def _by_seed(part: Part, paper: Sequence[Record], differing: Mapping[str, Any] | None = None) -> effects.BySeed:
     """Seed -> the statistic of its runs, None where they do not reach the place that is asked for."""
-    specs = part.specs(differing)
+    return _statistic(part, part.specs(differing), paper)
+
+
+def _statistic(part: Part, specs: Sequence[RunSpec], records: Sequence[Record]) -> effects.BySeed:
+    """The same of the runs of any experiment."""
     wanted = set(map(effects.family, specs))
-    chosen = [record for record in paper if effects.family(record.spec) in wanted]
+    chosen = [record for record in records if effects.family(record.spec) in wanted]
     found = effects.named(part.statistic, chosen, **(part.options or {}))
     if part.statistic in _OF_A_PART:
         return found

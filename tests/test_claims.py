@@ -635,6 +635,39 @@ class TestTiers:
         ]
         assert claims.evidence(claim, [record(run, 50, 3) for run in others if run]) == ()
 
+    def test_a_part_s_own_statistic_is_evidence(self) -> None:
+        """Start epochs at reduced size: by how much the latest beats the first, seed by seed, data set by data set."""
+        later, _, harder = next(claim for claim in claims.read() if claim.id == "C4").parts
+        found = []
+        for data, worth in (("cifar100", 5), ("cifar10", 2)):
+            chapter = experiments.EarlyAndLate(tier="reduced", datasets=(data,), seeds=(0, 1, 2))
+            for run in chapter.specs():
+                if run.goal is not None:
+                    started = run.parent.recipe.epochs if run.parent else 0
+                    found.append(record(run, 40 + worth * started + run.seed, 3, active=1 - run.goal))
+        last = max(experiments.TIERS["reduced"].starts)
+        (line,) = claims.measured(later, found)
+        gained = f"{5 * last:.2f}"
+        assert line == (
+            f"{later.name} (datasets cifar100; seeds 0, 1, 2): {gained} (95 % interval {gained} to {gained}), 3 seeds"
+        )
+        assert f": {3 * last:.2f} (95 %" in claims.measured(harder, found)[0]
+        missed = [replace(one, metrics=one.metrics | {"active_fraction": 0.9}) for one in found]
+        assert claims.measured(later, missed) == ()
+        assert claims.measured(later, found[:-1]) != () == claims.measured(harder, [])
+        one_short = [one for one in found if (one.spec.seed, one.spec.parent) != (1, None)]
+        assert claims.measured(later, one_short)[0].endswith(", 2 seeds")
+
+    def test_other_strengths_are_other_editions(self) -> None:
+        part = next(claim for claim in claims.read() if claim.id == "C11").parts[0]
+        edition = experiments.AccuracyAndDepth.editions("reduced")[2]
+        runs = [run for run in edition.specs() if run.parent]
+        found = [record(run, 90 - i, 9 - i) for i, run in enumerate(runs)]
+        found = [replace(one, metrics=one.metrics | {"apl": one.metrics["napl"] + 1}) for one in found]
+        (line,) = claims.measured(part, found)
+        assert "network resnet20" in line and line.endswith(": 1.00, 1 seed")
+        assert claims.measured(part, [replace(one, spec=replace(one.spec, omega=9.0)) for one in found]) == ()
+
     def test_a_damaged_record_is_an_error_not_a_verdict(self, tmp_path: Path) -> None:
         write(tmp_path / "paper", around([90.5]))
         next((tmp_path / "paper").glob("*.json")).write_text("{")
