@@ -337,7 +337,9 @@ def measured(part: Part, reduced: Sequence[Record]) -> tuple[str, ...]:
         if numbers:
             title = edition_title(both[0]).partition("; ")[2]
             place = f" ({title})" if title else ""
-            note = _interval(numbers) if len(numbers) > 1 else f"{numbers[0]:.2f}"
+            # As the rule asks: for every seed, or for their mean.
+            note = _interval(numbers) if not part.every else f"{min(numbers):.2f} to {max(numbers):.2f}"
+            note = note if len(numbers) > 1 else f"{numbers[0]:.2f}"
             told.setdefault(
                 frozenset(map(effects.family, first)), f"{part.name}{place}: {note}, {_plural(len(numbers))}"
             )
