@@ -93,6 +93,11 @@ ARCHIVES: Mapping[str, Archive] = MappingProxyType(
 )
 
 
+def folders(name: str) -> list[Path]:
+    """Where a data set of single files lies once it is there."""
+    return []
+
+
 def place(name: str) -> Path:
     """Where the archive of a data set lies once it is there."""
     return cache_dir() / "downloads" / ARCHIVES[name].file

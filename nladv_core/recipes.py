@@ -26,12 +26,14 @@ class Recipe:
         milestones: epochs (counted from 0, strictly increasing, inside the run) from which on the learning rate is
             multiplied once more by `gamma`.
         lr: learning rate at the start, > 0.
-        batch: images per step; the last batch of an epoch may be smaller.
+        batch: images or pairs of sentences per forward pass; the last batch of an epoch may be smaller.
         momentum, weight_decay: of SGD. Weight decay never applies to slopes.
         gamma: factor of the multistep schedule (0.1: ours, the paper gives the milestones only).
         flip: random horizontal flips, the paper's only augmentation. Off for digits, whose mirror images are no digits.
         label_smoothing: of the cross entropy, in [0, 1).
-        optimizer, betas, warmup_steps, accumulate: the translation recipe needs them; "sgd" ignores betas.
+        optimizer: "sgd", or "adam", which ignores the momentum; "sgd" ignores betas.
+        warmup_steps: steps of the optimiser over which the learning rate rises from 0, in proportion.
+        accumulate: batches per step of the optimiser.
 
     Raises:
         SpecError: a value of the wrong type or outside its range.
@@ -80,9 +82,10 @@ class Recipe:
         if self.optimizer not in OPTIMIZERS:
             raise SpecError(f"recipe: optimizer is {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
 
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate during `epoch` (counted from 0)."""
-        return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+    def lr_at(self, epoch: int, step: int | None = None) -> float:
+        """Learning rate during `epoch` (counted from 0), in `step` of the run (from 0); None: after the warm-up."""
+        rate = self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        return rate if step is None or step >= self.warmup_steps else rate * ((step + 1) / self.warmup_steps)
 
     def shortened(self, epochs: int) -> Recipe:
         """The same recipe over `epochs` epochs, its milestones moved in proportion (those that coincide are merged)."""
