@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from nladv_core.compat import import_torchvision
 from nladv_core.errors import DataError, SpecError
 from nladv_core.places import data_dir
-from nladv_core.transformer import HEADS, UNKNOWN, Transformer
+from nladv_core.transformer import MULTIPLE, UNKNOWN, Transformer
 
 
 class PaddedShortcut(nn.Module):
@@ -368,7 +368,7 @@ def build(
         classes: number of logits, at least 2; of a transformer also the entries of its vocabulary.
         in_channels: channels of the images, at least 1; 3 for torchvision's. A transformer has none.
         width: factor of all planes (`round(16 * width)` times 1, 2, 4 in ResNets); at least one plane must remain.
-            torchvision's has 1 only. A transformer has 512 × width numbers a token, a multiple of its 8 heads.
+            torchvision's has 1 only. A transformer has 512 × width numbers a token, a multiple of 16.
         residual: True is the paper's "Short", False its "NoShort": the same blocks without the additions. torchvision's
             and the transformer have True only.
         shortcut: where a ResNet's stage widens, "A" (every second pixel, zero channels) or "B" (1x1 convolution).
@@ -424,10 +424,10 @@ def check(name: str, *, width: float = 1.0, residual: bool = True, shortcut: str
     family, _ = _parse(name)
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not math.isfinite(width) or width <= 0:
         raise SpecError(f"width is {width!r}; the width factor must be a finite number above 0 (1.0 is the paper's).")
-    if family == "transformer" and (round(512 * width) != 512 * width or round(512 * width) % HEADS):
+    if family == "transformer" and 512 * width % MULTIPLE:
         raise SpecError(
-            f"width is {width!r}, which makes {512 * width:g} numbers a token; {name} has {HEADS} heads, so use a multiple of "
-            f"{HEADS / 512:g}."
+            f"width is {width!r}, which makes {512 * width:g} numbers a token; {name} wants a multiple of {MULTIPLE}, so use "
+            f"a width that is a multiple of {MULTIPLE / 512:g}."
         )
     narrowest = 32 if family == "toynet" else 16  # planes at width 1
     if round(narrowest * width) < 1:

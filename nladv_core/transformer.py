@@ -17,7 +17,8 @@ from torch import Tensor, nn
 PAD, UNKNOWN, BEGIN, END = range(4)
 # How many tokens a sentence may have, begin or end included.
 POSITIONS = 256
-HEADS = 8
+# Numbers a token come in multiples of this.
+MULTIPLE = 16
 
 
 class Transformer(nn.Module):
@@ -25,7 +26,8 @@ class Transformer(nn.Module):
 
     Use `nets.build`, which checks its arguments. Rows end in `PAD`, where they are shorter than others: nothing attends
     to that in the source, and in the target only later positions would. At width 1 (the paper's): 512 numbers a token,
-    8 heads, feed-forward blocks of 2,048 units, dropout 0.1, normalisation after each addition.
+    8 heads, feed-forward blocks of 2,048 units, dropout 0.1, normalisation after each addition. Narrow ones (d < 128)
+    have a head for every 16 numbers.
 
     * L layers each in encoder and decoder: 2 L unit groups, of 4 d units each with d = 512 × width.
     * parameters, d_ff = 4 d: encoder L (12 d² + 13 d), decoder L (16 d² + 19 d), embedding V d, last layer (d + 1) V.
@@ -43,7 +45,8 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(classes, dimension, padding_idx=PAD)
         self.dropout = nn.Dropout(dropout)
         # Batch on the second axis: only then does torch compute the same in evaluation as the recorded copy does.
-        shape = {"d_model": dimension, "nhead": HEADS, "dim_feedforward": 4 * dimension, "dropout": dropout}
+        heads = min(8, dimension // MULTIPLE)
+        shape = {"d_model": dimension, "nhead": heads, "dim_feedforward": 4 * dimension, "dropout": dropout}
         encoding, decoding = nn.TransformerEncoderLayer(**shape), nn.TransformerDecoderLayer(**shape)  # type: ignore[arg-type]
         self.encoder = nn.TransformerEncoder(encoding, layers, enable_nested_tensor=False)
         self.decoder = nn.TransformerDecoder(decoding, layers)
