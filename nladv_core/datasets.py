@@ -248,7 +248,9 @@ def load(
         raise SpecError(f"unknown data set {name!r}; {hint}")
     if name in texts.TEXTS:
         if difficulty is not None:
-            raise SpecError(f"{name}: difficulty={difficulty!r} was given, but only digits have that knob; leave it out.")
+            raise SpecError(
+                f"{name}: difficulty={difficulty!r} was given, but only digits have that knob; leave it out."
+            )
         return texts.load(name, size=size, train=train, test=test).to(device)
     if name == "digits":
         data = embedded_digits(

@@ -642,6 +642,7 @@ _TAUGHT: dict[str, dict[str, Any]] = {
     "squeezenet1_1": {"omegas": (0.002, 0.01), "channels": 64, "starts": (0,), "steps": 160, "size": 128},
 }
 
+
 @dataclass(frozen=True, kw_only=True)
 class Translation(Chapter):
     """Chapter 11 (App. B.5): when to linearize a transformer that learns to translate, at an equal share left.
@@ -708,16 +709,36 @@ _TRANSLATION: dict[str, dict[str, Any]] = {
         **{"recipe": "smoke-translate", "starts": (0, 1), "goal": 0.5, "omega": 0.01, "seeds": (0,)},
     },
     "quick": {
-        **{"dataset": "number-words", "size": 128, "train": 800, "test": 200, "network": "transformer1", "width": 0.0625},
+        **{
+            "dataset": "number-words",
+            "size": 128,
+            "train": 800,
+            "test": 200,
+            "network": "transformer1",
+            "width": 0.0625,
+        },
         **{"recipe": "quick-translate", "starts": (0, 2, 5), "goal": 0.9, "omega": 0.01, "seeds": (0, 1, 2)},
     },
     "reduced": {
-        **{"dataset": "multi30k", "size": 4000, "train": 14_500, "test": None, "network": "transformer2", "width": 0.125},
+        **{
+            "dataset": "multi30k",
+            "size": 4000,
+            "train": 14_500,
+            "test": None,
+            "network": "transformer2",
+            "width": 0.125,
+        },
         **{"recipe": "reduced-translate", "starts": (0, 2, 6), "goal": 0.85, "omega": 0.003, "seeds": (0, 1)},
     },
     "paper": {
         **{"dataset": "multi30k", "size": None, "train": None, "test": None, "network": "transformer6", "width": 1.0},
-        **{"recipe": "multi30k-train", "starts": (0, 10, 20, 50, 100), "goal": 0.88, "omega": 0.001, "seeds": (0, 1, 2)},
+        **{
+            "recipe": "multi30k-train",
+            "starts": (0, 10, 20, 50, 100),
+            "goal": 0.88,
+            "omega": 0.001,
+            "seeds": (0, 1, 2),
+        },
     },
 }
 

@@ -9,7 +9,8 @@ fully connected layer.
 * v1, `"resnet<d>v1"` (He et al. 2016a, post-activation): convolve, normalise, bend. One unit group after each addition.
 
 Others: `"pyramidnet110"` and its like of other depths, `"pyramidnet41"` for Tiny ImageNet (`PyramidNet`), `"toynet<d>"`
-(`ToyNet`), `"torchvision/resnet50"` for ImageNet, and `"transformer<layers>"` (`transformer.Transformer`) for sentences.
+(`ToyNet`), `"torchvision/resnet50"` for ImageNet, and `"transformer<layers>"` for sentences
+(`transformer.Transformer`).
 
 In all but torchvision's and the transformer every ReLU is a module of its own, called once per forward pass.
 """
@@ -426,8 +427,8 @@ def check(name: str, *, width: float = 1.0, residual: bool = True, shortcut: str
         raise SpecError(f"width is {width!r}; the width factor must be a finite number above 0 (1.0 is the paper's).")
     if family == "transformer" and 512 * width % MULTIPLE:
         raise SpecError(
-            f"width is {width!r}, which makes {512 * width:g} numbers a token; {name} wants a multiple of {MULTIPLE}, so use "
-            f"a width that is a multiple of {MULTIPLE / 512:g}."
+            f"width is {width!r}, which makes {512 * width:g} numbers a token; {name} wants a multiple of "
+            f"{MULTIPLE}, so use a width that is a multiple of {MULTIPLE / 512:g}."
         )
     narrowest = 32 if family == "toynet" else 16  # planes at width 1
     if round(narrowest * width) < 1:
@@ -452,7 +453,7 @@ def reads_text(name: str) -> bool:
 
 
 def depth(name: str) -> int:
-    """The depth in a network's name: 56 of "resnet56"; layers of the encoder, and as many of the decoder, of a transformer."""
+    """The depth in a network's name: 56 of "resnet56"; of a transformer the layers of its encoder, or of its decoder."""
     return _parse(name)[1]
 
 

@@ -242,9 +242,7 @@ def _load(
     return datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
 
 
-def _preprocessed(
-    spec: RunSpec, data: datasets.ImageData | texts.TextData
-) -> datasets.ImageData | texts.TextData:
+def _preprocessed(spec: RunSpec, data: datasets.ImageData | texts.TextData) -> datasets.ImageData | texts.TextData:
     """A network that others trained sees images as they showed them to it, and so do its descendants."""
     if spec.origin is None or not isinstance(data, datasets.ImageData):
         return data

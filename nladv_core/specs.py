@@ -13,7 +13,7 @@ from nladv_core.recipes import UNTRAINED, Recipe
 GRANULARITIES = ("channel", "layer", "pixel")
 MASKS = ("none", "exact", "layer", "global")
 # What `datasets.load` takes for digits when nothing is said, written out here so that a key says what it stands for.
-_GENERATED = {
+_GENERATED: dict[str, dict[str, Any]] = {
     "digits": {"size": 16, "difficulty": 0.5, "train": 6000, "test": 2000},
     "number-words": {"size": 128, "train": 4000, "test": 500},
 }
@@ -110,7 +110,10 @@ class RunSpec:
             takes, other = ("sentences", "transformer6") if text else ("images", "resnet56")
             raise SpecError(f"run: net is {self.net!r}, but {self.data} holds {takes}; expected one such as {other!r}")
         if text:
-            fixed = {"difficulty": (self.difficulty, None), "recipe.flip": (self.recipe.flip, False)}
+            fixed: dict[str, tuple[Any, Any]] = {
+                "difficulty": (self.difficulty, None),
+                "recipe.flip": (self.recipe.flip, False),
+            }
             fixed |= {"published": (self.published, None)}
             for name, (given, expected) in fixed.items():
                 if given != expected:

@@ -1,4 +1,4 @@
-"""The seam between the training loop and what is learned: batches of inputs and labels, and what is measured at the end.
+"""The seam between the training loop and what is learned: batches of inputs and labels, and what is measured.
 
 The loop (`training`), the store and the campaign know one kind of task. `of` makes one of a data set: images to be
 classified, or sentences to be translated. Whatever differs between the two is in this module and nowhere else.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -176,7 +176,9 @@ class Translation:
             for name in ("train_source", "train_target", "test_source", "test_target")
         }
         # BEGIN is no label.
-        self.asked, self.asked_in_test = (int((self._lengths[f"{split}_target"] - 1).sum()) for split in ("train", "test"))
+        self.asked, self.asked_in_test = (
+            int((self._lengths[f"{split}_target"] - 1).sum()) for split in ("train", "test")
+        )
         # An average test pair: unnormalised path lengths depend on how long sentences are.
         source, target = self._lengths["test_source"], self._lengths["test_target"] - 1
         self.shape: tuple[int, ...] = (round(float(source.double().mean())), round(float(target.double().mean())))
@@ -235,12 +237,23 @@ class Translation:
         None is longer than the longest training translation.
         """
         found = [""] * len(self.data.test_source)
-        limit = int(self._lengths["train_target"].max())
         for chosen in self._lengths["test_source"].argsort(stable=True).split(100):
-            rows = greedy(net, self._cut("test_source", chosen), limit).tolist()
-            for place, row in zip(chosen.tolist(), rows, strict=True):
-                found[place] = self.data.vocabulary.decode(row)
+            told = self._greedy(net, self._cut("test_source", chosen))
+            for place, sentence in zip(chosen.tolist(), told, strict=True):
+                found[place] = sentence
         return found
+
+    def translate(self, net: nn.Module, sentences: Sequence[str]) -> list[str]:
+        """The same of German sentences of one's own.
+
+        Raises:
+            SpecError: a sentence is empty, too long, or has a character that no training sentence has.
+        """
+        return self._greedy(net, self.data.encode(sentences))
+
+    def _greedy(self, net: nn.Module, source: Tensor) -> list[str]:
+        limit = int(self._lengths["train_target"].max())
+        return [self.data.vocabulary.decode(row) for row in greedy(net, source, limit).tolist()]
 
     def told(self) -> dict[str, Any]:
         """What a record says of the data."""

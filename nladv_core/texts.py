@@ -1,7 +1,7 @@
 """Sentences and their translations by name, as token numbers in tensors, German to English.
 
-* `"number-words"`: numbers in words, `zweiundvierzig` → `forty-two`, made here by num2words. Works offline; no number of
-  the training split is in the test split.
+* `"number-words"`: numbers in words, `zweiundvierzig` → `forty-two`, made here by num2words. Works offline; no number
+  of the training split is in the test split.
 * `"multi30k"`: Multi30k, task 1 (Elliott et al. 2016): descriptions of photographs and their translations, from the
   folder `multi30k` in `NLADV_DATA`, or fetched by `nladv download multi30k`. The test split is test_2016_flickr; the
   validation split is not used, for nothing is chosen by it.
@@ -145,7 +145,7 @@ class TextData:
         test_pairs: the sentences of the test split.
         vocabulary: of both languages.
         checksum: SHA-256 (hex) over vocabulary, tokens and test sentences: equal exactly for equal data.
-        description: one sentence for a provenance line: what it is, how many pairs, which vocabulary, what was left out.
+        description: for a provenance line: what it is, how many pairs, which vocabulary, what was left out.
         complete: whether every pair of the official splits is there (generated data are always complete).
     """
 
@@ -278,7 +278,9 @@ def _bundle(
 
 
 def _description(name: str, counts: Mapping[str, int], entries: int, notes: Sequence[str]) -> str:
-    what = {"number-words": f"Numbers below {NUMBERS:,} in words", "multi30k": "Multi30k task 1 (test_2016_flickr)"}[name]
+    what = {"number-words": f"Numbers below {NUMBERS:,} in words", "multi30k": "Multi30k task 1 (test_2016_flickr)"}[
+        name
+    ]
     told = [
         f"{what}, German to English, {counts['train']:,} training and {counts['test']:,} test pairs",
         f"one byte-pair vocabulary of {entries:,} entries for both languages",
@@ -341,7 +343,7 @@ def _folder(name: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-# ------------------------------------------------------------------------------------------------------ where it is from
+# ----------------------------------------------------------------------------------------------------- where it is from
 
 
 def number_words(train: int, test: int) -> dict[str, list[Pair]]:
@@ -355,11 +357,14 @@ def number_words(train: int, test: int) -> dict[str, list[Pair]]:
     from num2words import num2words
 
     if train < 1 or test < 1 or train + test > NUMBERS:
-        raise SpecError(f"number-words: {train} + {test} pairs were asked for, expected at least 1 and 1, {NUMBERS} in all.")
+        raise SpecError(
+            f"number-words: {train} + {test} pairs were asked for, expected at least 1 and 1, {NUMBERS} in all."
+        )
     order = torch.randperm(NUMBERS, generator=torch.Generator().manual_seed(0)).tolist()
     chosen = {"train": order[:train], "test": order[::-1][:test]}
     return {
-        split: [(num2words(n, lang="de"), num2words(n, lang="en")) for n in numbers] for split, numbers in chosen.items()
+        split: [(num2words(n, lang="de"), num2words(n, lang="en")) for n in numbers]
+        for split, numbers in chosen.items()
     }
 
 

@@ -82,11 +82,11 @@ def fit(
         momenta: the optimiser's state by parameter name, read at the beginning; brought up to date before each row.
 
     Yields:
-        `epoch` (from 1: epochs finished), `lr` and `omega` (in force at the epoch's last step), `train_loss` (mean cross
-        entropy without the penalty) and `train_accuracy` over the epoch's batches as they were seen, `test_accuracy`
-        after the epoch and what else the task measures (`Task.measured`), `active_fraction` of units in [0, 1],
-        `active` (active channels per unit group, in order). Of sentences these are means over tokens, each told those
-        before it.
+        `epoch` (from 1: epochs finished), `lr` and `omega` (in force at the epoch's last step), `train_loss` (mean
+        cross entropy without the penalty) and `train_accuracy` over the epoch's batches as they were seen,
+        `test_accuracy` after the epoch and what else the task measures (`Task.measured`), `active_fraction` of units in
+        [0, 1], `active` (active channels per unit group, in order). Of sentences these are means over tokens, each told
+        those before it.
 
     Raises:
         SpecError: arguments that contradict each other or a recipe this loop does not know.
