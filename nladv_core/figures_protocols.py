@@ -403,13 +403,13 @@ def share_maps(
                 if first:
                     axis.axhline(first + 0.5, color="white", linewidth=1.4)
                     axis.axhline(first + 0.5, color="black", linewidth=0.8, linestyle=":")
-                if count / layers > 0.1:  # a narrower stage has no room for its name
+                if 0.1 < count / layers < 1:  # a narrower stage has no room for its name, a single one is all there is
                     middle, across = first + 0.5 + count / 2, axis.get_yaxis_transform()
                     axis.text(1.02, middle, name, transform=across, rotation=-90, fontsize=9, va="center", ha="left")
             axis.set_title(title, fontsize=9.5)
             axis.set_xlabel(epochs_of)
-            for side in (axis.xaxis, axis.yaxis):
-                side.set_major_locator(MaxNLocator(8, integer=True))
+            for side, ticks in ((axis.xaxis, 8 if len(groups) < 3 else 3), (axis.yaxis, 8)):
+                side.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
             axis.grid(visible=False)
         axes.flat[0].set_ylabel("ReLU layer, input at the bottom")
         figure.colorbar(image, ax=axes, location="top", shrink=0.6, aspect=30, label="share of units still active")

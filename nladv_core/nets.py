@@ -453,7 +453,7 @@ def reads_text(name: str) -> bool:
 
 
 def depth(name: str) -> int:
-    """The depth in a network's name: 56 of "resnet56"; of a transformer the layers of its encoder, or of its decoder."""
+    """The depth in a name: 56 of "resnet56"; of a transformer the layers of its encoder, as many as of its decoder."""
     return _parse(name)[1]
 
 

@@ -339,7 +339,7 @@ def absent(name: str) -> str | None:
 def _folder(name: str) -> Path | None:
     """Where the files of a corpus lie, or None."""
     root = data_dir()
-    folders = [*([] if root is None else [root / name]), *downloads.folders(name)]
+    folders = [*([] if root is None else [root / name]), downloads.folder(name)]
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
