@@ -728,7 +728,7 @@ _TRANSLATION: dict[str, dict[str, Any]] = {
             "network": "transformer2",
             "width": 0.125,
         },
-        **{"recipe": "reduced-translate", "starts": (0, 2, 6), "goal": 0.85, "omega": 0.003, "seeds": (0, 1)},
+        **{"recipe": "reduced-translate", "starts": (0, 2, 5), "goal": 0.85, "omega": 0.003, "seeds": (0, 1)},
     },
     "paper": {
         **{"dataset": "multi30k", "size": None, "train": None, "test": None, "network": "transformer6", "width": 1.0},
