@@ -127,7 +127,7 @@ class Vocabulary:
             if token == END:
                 break
             if token not in (PAD, BEGIN):
-                parts.append("▁⁇" if token == UNKNOWN else str(self._tokenizer.id_to_token(token)))
+                parts.append("⁇" if token == UNKNOWN else str(self._tokenizer.id_to_token(token)))
         return "".join(parts).replace("▁", " ").strip()
 
 
