@@ -176,7 +176,7 @@ def test_missing_files_are_named(files: Callable[..., Path], monkeypatch: pytest
     folder = files()
     (folder / "train.en.gz").unlink()
     with pytest.raises(
-        DataError, match=r"multi30k has neither train.en nor train.en.gz; put .* nladv download multi30k"
+        DataError, match=r"multi30k has neither train.en nor train.en.gz; put .* run `nladv download multi30k`"
     ):
         load()
     monkeypatch.setenv("NLADV_DATA", str(tmp_path / "elsewhere"))
