@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (book, plan, render):
         command.add_argument("--build", type=Path, metavar="FOLDER", help="the build folder (default: build/)")
     download = add("download", _download, "Fetch a data set from its official page and check it.")
-    download.add_argument("what", metavar="data set", help="cifar10, cifar100, cinic10 or tiny-imagenet")
+    download.add_argument("what", metavar="data set", help="cifar10, cifar100, cinic10, tiny-imagenet or multi30k")
     for command in (run, status, campaign, chapter, book, plan):
         command.add_argument("--tier", help="smoke, quick, reduced or paper (default: quick)")
     for command in (run, chapter):

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nladv_core import downloads
+from nladv_core import downloads, texts
 from nladv_core.errors import DataError, SpecError
 from nladv_core.image_files import MappedImages, Official, Source, decode, find_packs, folder_source, pack_source
 from nladv_core.places import cache_dir, data_dir
@@ -60,6 +60,8 @@ OFFICIAL: Mapping[str, Official] = MappingProxyType(
     }
 )
 DATASETS = ("digits", *OFFICIAL)
+# All that `load` knows: images, then texts.
+NAMES = (*DATASETS, *texts.TEXTS)
 DEFAULT_DIFFICULTY = 0.5
 
 
@@ -222,11 +224,12 @@ def load(
     train: int | None = None,
     test: int | None = None,
     device: str | torch.device = "cpu",
-) -> ImageData:
+) -> ImageData | texts.TextData:
     """A data set by name.
 
     Args:
-        name: "digits", "cifar10", "cifar100", "cinic10", "tiny-imagenet" or "imagenet".
+        name: "digits", "cifar10", "cifar100", "cinic10", "tiny-imagenet" or "imagenet"; or a text, see `texts.load`, of
+            which `size` is that of the vocabulary, and `train` and `test` count pairs of sentences.
         size: side of the images in pixels. digits: 8 to 128, default 16. The others have one size each: 32 for CIFAR
             and CINIC-10, 64 for Tiny ImageNet, 224 for ImageNet.
         difficulty: digits only, 0 (easy) to 1 (hard), default 0.5; see `embedded_digits`.
@@ -239,10 +242,16 @@ def load(
         SpecError: unknown name or an argument out of range.
         DataError: data not there, or a pack that is damaged or not in the documented format.
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(str(name).lower(), DATASETS, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(DATASETS)}."
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name).lower(), NAMES, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(NAMES)}."
         raise SpecError(f"unknown data set {name!r}; {hint}")
+    if name in texts.TEXTS:
+        if difficulty is not None:
+            raise SpecError(
+                f"{name}: difficulty={difficulty!r} was given, but only digits have that knob; leave it out."
+            )
+        return texts.load(name, size=size, train=train, test=test).to(device)
     if name == "digits":
         data = embedded_digits(
             size=16 if size is None else size,
@@ -528,6 +537,8 @@ def absent(name: str) -> str | None:
 
     Nothing is read, so `load` may still refuse what is there.
     """
+    if name in texts.TEXTS:
+        return texts.absent(name)
     if name == "digits" or (name in downloads.ARCHIVES and downloads.place(name).is_file()):
         return None
     root = data_dir()

@@ -1,7 +1,8 @@
 """Official archives: fetched, checked, and read without unpickling or extracting anything.
 
-CIFAR's binary archives, CINIC-10's and Tiny ImageNet's archives of image files. An archive is downloaded only when it
-is asked for (`nladv download`), into `downloads` of the cache; put there by hand, it serves as well.
+CIFAR's binary archives, CINIC-10's and Tiny ImageNet's archives of image files, and the single files of Multi30k. One
+is downloaded only when it is asked for (`nladv download`), into `downloads` of the cache; put there by hand, it serves
+as well.
 """
 
 from __future__ import annotations
@@ -93,18 +94,40 @@ ARCHIVES: Mapping[str, Archive] = MappingProxyType(
 )
 
 
+# Texts are a few small files each; sums are those of the files in this commit of the official repository.
+_MULTI30K = "https://github.com/multi30k/dataset/raw/a3d2e0d2/data/task1/raw/"
+FILES: Mapping[str, tuple[Archive, ...]] = MappingProxyType(
+    {
+        "multi30k": tuple(
+            Archive(file=file, url=f"{_MULTI30K}{file}", md5=md5)
+            for file, md5 in (
+                ("train.de.gz", "81ff90b99829c0cd4b1b587d394afd39"),
+                ("train.en.gz", "0065d13af80720a55ca8153d126e6627"),
+                ("test_2016_flickr.de.gz", "efd67d314d98489b716b145475101932"),
+                ("test_2016_flickr.en.gz", "ff2c0fcb4893a13bd73414306bc250ae"),
+            )
+        )
+    }
+)
+
+
+def folder(name: str) -> Path:
+    """Where the files of a text lie once they are there."""
+    return cache_dir() / "downloads" / name
+
+
 def place(name: str) -> Path:
     """Where the archive of a data set lies once it is there."""
     return cache_dir() / "downloads" / ARCHIVES[name].file
 
 
 def download(name: str, *, progress: bool = True, timeout: float = 30.0) -> Path:
-    """Fetch the archive of a data set unless it is there, and check it; returns where it lies.
+    """Fetch the archive (or the files) of a data set unless it is there, and check it; returns where it lies.
 
     What was interrupted is kept beside it (`<file>.part`), and the next call goes on from there.
 
     Args:
-        name: a key of `ARCHIVES`.
+        name: a key of `ARCHIVES` or `FILES`.
         progress: show a bar on standard error, in a terminal.
         timeout: seconds without an answer after which to give up.
 
@@ -117,18 +140,25 @@ def download(name: str, *, progress: bool = True, timeout: float = 30.0) -> Path
             "imagenet is given to registered users only: get it at https://image-net.org and put its folders train and "
             "val into a folder imagenet of your data folder (format: data/README.md)"
         )
+    if name in FILES:
+        for archive in FILES[name]:
+            _get(name, archive, folder(name) / archive.file, progress, timeout)
+        return folder(name)
     if name not in ARCHIVES:
-        raise SpecError(f"no archive of {name!r} is known, expected one of {', '.join(ARCHIVES)}")
+        raise SpecError(f"no archive of {name!r} is known, expected one of {', '.join((*ARCHIVES, *FILES))}")
+    return _get(name, ARCHIVES[name], place(name), progress, timeout)
+
+
+def _get(name: str, archive: Archive, path: Path, progress: bool, timeout: float) -> Path:
     from filelock import FileLock, Timeout
 
-    archive, path = ARCHIVES[name], place(name)
     partial = path.with_name(f"{path.name}.part")
     by_hand = f"fetch {archive.url} elsewhere and put it at {path}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock"), timeout=0):
             if path.is_file():
-                check(name, path)
+                _check(name, archive, path)
                 return path
             found = _fetch(archive, partial, progress, timeout)
             if found != archive.md5:
@@ -204,14 +234,18 @@ def check(name: str, path: Path) -> None:
     Raises:
         DataError: it differs or cannot be read.
     """
+    _check(name, ARCHIVES[name], path)
+
+
+def _check(name: str, archive: Archive, path: Path) -> None:
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
-    if found != ARCHIVES[name].md5:
+    if found != archive.md5:
         raise DataError(
-            f"{path} has MD5 {found}, expected {ARCHIVES[name].md5}: it is cut short or another file; delete it "
+            f"{path} has MD5 {found}, expected {archive.md5}: it is cut short or another file; delete it "
             f"and run `nladv download {name}`."
         )
 

@@ -35,6 +35,8 @@ COLUMNS: Mapping[str, float] = {
     "napl_max_pool": 1.0,  # of networks with max pooling: with that counted as one more unit (§4.2, ImageNet)
     "apl": 1.0,
     "enw": 1.0,
+    "test_perplexity": 1.0,  # of translations, per token
+    "test_bleu": 1.0,  # of translations, 0 to 100
 }
 AXES = ("napl", "apl", "active_fraction", "omega")
 
@@ -168,35 +170,35 @@ def reached(record: Record) -> bool:
     return record.spec.goal is not None and 1 - record.metrics["active_fraction"] >= record.spec.goal - 1e-6
 
 
-def _by_start(records: Sequence[Record]) -> dict[int, dict[float, float | None]]:
-    """Seed -> start epoch -> final accuracy, None where the goal was missed: then nothing is compared at equal share.
+def _by_start(records: Sequence[Record], column: str) -> dict[int, dict[float, float | None]]:
+    """Seed -> start epoch -> final `column`, None where the goal was missed: then nothing is compared at equal share.
 
     Only seeds with all starts that occur.
     """
     found = compared((record for record in records if record.spec.goal is not None), start_epoch)
     return {
-        seed: {start: value(run, "test_accuracy") if reached(run) else None for start, run in starts.items()}
+        seed: {start: value(run, column) if reached(run) else None for start, run in starts.items()}
         for seed, starts in found.items()
     }
 
 
-def late_minus_early(records: Sequence[Record]) -> BySeed:
-    """Final accuracy at the latest start minus that at the earliest; None where one of the two missed the goal."""
+def late_minus_early(records: Sequence[Record], *, column: str = "test_accuracy") -> BySeed:
+    """Final `column` at the latest start minus that at the earliest; None where one of the two missed the goal."""
     found: BySeed = {}
-    for seed, starts in _by_start(records).items():
+    for seed, starts in _by_start(records, column).items():
         if len(starts) > 1:
             late, early = starts[max(starts)], starts[min(starts)]
             found[seed] = None if late is None or early is None else late - early
     return found
 
 
-def gained_early(records: Sequence[Record], *, by: int = 15) -> BySeed:
+def gained_early(records: Sequence[Record], *, by: int = 15, column: str = "test_accuracy") -> BySeed:
     """Of the difference between earliest and latest start: what arises up to start `by`, minus what arises after it.
 
     None where one of the three missed the goal; no entry where nothing starts at `by`, between the two.
     """
     found: BySeed = {}
-    for seed, starts in _by_start(records).items():
+    for seed, starts in _by_start(records, column).items():
         if by in starts and min(starts) < by < max(starts):
             three = [starts[start] for start in (min(starts), by, max(starts))]
             there = [accuracy for accuracy in three if accuracy is not None]
@@ -205,6 +207,25 @@ def gained_early(records: Sequence[Record], *, by: int = 15) -> BySeed:
 
 
 # -------------------------------------------------------------------------------------------------- structure (§4.2)
+
+
+def within(records: Iterable[Record], part: str) -> list[Record]:
+    """The linearized runs as if their networks were no more than one part: its unit groups alone.
+
+    Args:
+        part: what the names of its groups begin with, such as "encoder".
+
+    Raises:
+        RecordError: a run has no such group.
+    """
+    found = []
+    for record in linearized(records):
+        kept = [i for i, unit in enumerate(record.units) if unit["name"].partition(".")[0] == part]
+        if not kept:
+            raise RecordError(f"run {record.key} has no unit group in {part}; pass runs of a network that has")
+        history = [row | {"active": [row["active"][i] for i in kept]} for row in record.history]
+        found.append(replace(record, units=[record.units[i] for i in kept], history=history))
+    return found
 
 
 def layer_shares(record: Record) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self, get_args
 
 from nladv_core import nets, values
 from nladv_core.errors import SpecError
+from nladv_core.recipes import RECIPES
 from nladv_core.specs import RunSpec
 from nladv_core.tiers import LIVE, TIERS, Chapter
 
@@ -641,6 +642,106 @@ _TAUGHT: dict[str, dict[str, Any]] = {
     "squeezenet1_1": {"omegas": (0.002, 0.01), "channels": 64, "starts": (0,), "steps": 160, "size": 128},
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class Translation(Chapter):
+    """Chapter 11 (App. B.5): when to linearize a transformer that learns to translate, at an equal share left.
+
+    One training of a fixed length, with the slopes switched on at some epoch of it and pulled until a goal share of
+    units is inactive; beside it the same training without slopes.
+
+    Attributes:
+        dataset: "number-words" or "multi30k"; None: by tier.
+        network: `"transformer<layers>"`; None: by tier.
+        width: factor of its 512 numbers a token; None: by tier.
+        starts: epochs at which the slopes are switched on, from 0; None: by tier.
+        goal: share of units to make inactive, in (0, 1); None: by tier.
+        omega: strength until then, > 0; None: by tier.
+        seeds: repetitions; None: by tier.
+        epochs: of the whole training, its schedule scaled; None: by tier.
+    """
+
+    name: ClassVar[str] = "11_transformer"
+    dataset: str | None = None
+    network: str | None = None
+    width: float | None = None
+    starts: tuple[int, ...] | None = None
+    goal: float | None = None
+    omega: float | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+
+    def plain(self, seed: int) -> RunSpec:
+        """The training without slopes."""
+        usual = _TRANSLATION[self.tier]
+        dataset = self.dataset or usual["dataset"]
+        sizes = {name: usual[name] for name in ("size", "train", "test")} if dataset == usual["dataset"] else {}
+        recipe = RECIPES[usual["recipe"]]
+        return RunSpec(
+            data=dataset,
+            net=self.network or usual["network"],
+            width=usual["width"] if self.width is None else self.width,
+            recipe=recipe if self.epochs is None else recipe.shortened(self.epochs),
+            seed=seed,
+            **sizes,
+        )
+
+    def specs(self) -> list[RunSpec]:
+        """For each seed: the training without slopes, then with, start by start."""
+        usual = _TRANSLATION[self.tier]
+        omega = usual["omega"] if self.omega is None else self.omega
+        if not omega > 0:
+            raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it no goal is reached")
+        goal = usual["goal"] if self.goal is None else self.goal
+        found: dict[RunSpec, None] = {}
+        for seed in self.seeds or usual["seeds"]:
+            plain = self.plain(seed)
+            found[plain] = None
+            for start in self.starts or usual["starts"]:
+                found[replace(plain, omega=omega, goal=goal, start=start)] = None
+        return list(found)
+
+
+# What a tier decides for sentences. The paper's goal share and strengths are lost; these are ours.
+_TRANSLATION: dict[str, dict[str, Any]] = {
+    "smoke": {
+        **{"dataset": "number-words", "size": 64, "train": 160, "test": 40, "network": "transformer1", "width": 0.0625},
+        **{"recipe": "smoke-translate", "starts": (0, 1), "goal": 0.5, "omega": 0.01, "seeds": (0,)},
+    },
+    "quick": {
+        **{
+            "dataset": "number-words",
+            "size": 128,
+            "train": 800,
+            "test": 200,
+            "network": "transformer1",
+            "width": 0.0625,
+        },
+        **{"recipe": "quick-translate", "starts": (0, 2, 5), "goal": 0.9, "omega": 0.01, "seeds": (0, 1, 2)},
+    },
+    "reduced": {
+        **{
+            "dataset": "multi30k",
+            "size": 4000,
+            "train": 14_500,
+            "test": None,
+            "network": "transformer2",
+            "width": 0.125,
+        },
+        **{"recipe": "reduced-translate", "starts": (0, 2, 5), "goal": 0.85, "omega": 0.003, "seeds": (0, 1)},
+    },
+    "paper": {
+        **{"dataset": "multi30k", "size": None, "train": None, "test": None, "network": "transformer6", "width": 1.0},
+        **{
+            "recipe": "multi30k-train",
+            "starts": (0, 10, 20, 50, 100),
+            "goal": 0.88,
+            "omega": 0.001,
+            "seeds": (0, 1, 2),
+        },
+    },
+}
+
 _OWN = {"omega": 0.04, "seeds": (0, 1, 2), "epochs": 7, "images": 1000}
 _OWN_SMOKE = {"omega": 1.2, "seeds": (0,), "epochs": 2, "images": 256}  # few steps need a strong pull
 
@@ -659,6 +760,7 @@ CHAPTERS: Mapping[str, type[Chapter]] = {
         Unnormalized,
         ActiveShare,
         FeatureVisualization,
+        Translation,
         YourOwnNetwork,
     )
 }

@@ -1,4 +1,4 @@
-"""Figures of chapters 03 to 05: masks and networks retrained with them, early and late starts, where units stay active.
+"""Figures of chapters 03 to 05 and 11: retrained masks, early and late starts, where units stay active.
 
 In the style of `figures`; each function draws whole records, from which it takes its numbers through `effects`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -251,12 +252,28 @@ def retrained_accuracy(records: Sequence[Record], source: str) -> Figure:
 # ------------------------------------------------------------------------------------------------ start epoch (§4.1.2)
 
 
-def early_and_late(lines: Mapping[str, Sequence[Record]], source: str) -> Figure:
+# What an axis says of a metric.
+_LABELS = {
+    "test_accuracy": "final test accuracy, %",
+    "test_perplexity": "final perplexity\nper token",
+    "test_bleu": "final BLEU",
+}
+
+
+def early_and_late(
+    lines: Mapping[str, Sequence[Record]],
+    source: str,
+    *,
+    columns: Sequence[str] = ("test_accuracy",),
+    reference: Sequence[Record] = (),
+) -> Figure:
     """Final accuracy, and the share made inactive, against the epoch at which linearization starts.
 
     Args:
         lines: label -> runs of one task and schedule; those without a goal (parents) are left out.
         source: provenance.
+        columns: metrics to draw, one above the other.
+        reference: runs that were never linearized: their mean is a dotted line with a band of one standard deviation.
 
     Raises:
         RecordError: no run with a goal is among them.
@@ -267,15 +284,26 @@ def early_and_late(lines: Mapping[str, Sequence[Record]], source: str) -> Figure
         raise RecordError("found no run with a goal to draw; compute them first with `nladv run`")
     goals = sorted({float(run.spec.goal or 0) for runs in drawn.values() for run in runs})
     with style():
-        figure, (top, bottom) = _new(2, 1, 4.6, sharex=True, height_ratios=(3, 2))
+        height = 4.6 + 1.5 * (len(columns) - 1)
+        figure, axes = _new(len(columns) + 1, 1, height, sharex=True, height_ratios=(*(3 for _ in columns), 2))
+        top, bottom = axes[0], axes[-1]
+        panels: list[tuple[Axes, Any]] = [
+            (axis, partial(effects.value, column=column)) for axis, column in zip(axes, columns, strict=False)
+        ]
+        panels.append((bottom, _inactive))
+        for axis, which in panels[:-1] if reference else ():
+            values = [which(run) for run in reference]
+            mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            axis.axhspan(mean - sd, mean + sd, color=GREY, alpha=0.15, linewidth=0)
+            axis.axhline(mean, color=GREY, linestyle=":", label="never linearized" if axis is top else None)
         starts: set[int] = set()
         for i, (label, runs) in enumerate(drawn.items()):
             colour, marker, line = _LOOKS[i % len(_LOOKS)]
             starts |= {effects.start_epoch(run.spec) for run in runs}
-            for axis, which in ((top, _accuracy), (bottom, _inactive)):
+            for axis, which in panels:
                 _band(axis, runs, which, colour, marker, line, label if axis is top else None)
         missed = [run for runs in drawn.values() for run in runs if not reached(run)]
-        for axis, which in ((top, _accuracy), (bottom, _inactive)) if missed else ():
+        for axis, which in panels if missed else ():
             x, y = [effects.start_epoch(run.spec) for run in missed], [which(run) for run in missed]
             what = "goal not reached" if axis is top else None
             axis.plot(x, y, "x", color="black", markersize=7, linewidth=0, zorder=5, label=what)
@@ -283,8 +311,10 @@ def early_and_late(lines: Mapping[str, Sequence[Record]], source: str) -> Figure
             named = "goal" if goal == goals[0] else None
             bottom.axhline(100 * goal, color=GREY, linestyle=":", linewidth=1.2, label=named)
         bottom.legend(loc="best")
-        top.set(ylabel="final test accuracy, %")
-        top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(drawn) + bool(missed) > 1 else 1)
+        for (axis, _), column in zip(panels, columns, strict=False):
+            axis.set(ylabel=_LABELS.get(column, column))
+        entries = len(drawn) + bool(missed) + bool(reference)
+        top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if entries > 1 else 1)
         ends = [_inactive(run) for runs in drawn.values() for run in runs] + [100 * goal for goal in goals]
         bottom.set(ylabel="inactive at\nthe end, %", ylim=(max(-3, min(ends) - 8), min(103, max(ends) + 8)))
         bottom.set_xlabel("epochs of training before the start" + _spaced(bottom, sorted(starts)))
@@ -295,10 +325,6 @@ def reached(record: Record) -> bool:
     """Whether a run with a goal made that share of its units inactive."""
     # As the goal controller counts: sums of shares are not exact.
     return record.spec.goal is not None and 1 - record.metrics["active_fraction"] >= record.spec.goal - 1e-9
-
-
-def _accuracy(record: Record) -> float:
-    return effects.value(record, "test_accuracy")
 
 
 def _inactive(record: Record) -> float:
@@ -338,12 +364,15 @@ def _spaced(axis: Axes, starts: Sequence[int]) -> str:
 # -------------------------------------------------------------------------------------------------- structure (§4.2)
 
 
-def share_maps(groups: Mapping[str, Sequence[Record]], source: str) -> Figure:
+def share_maps(
+    groups: Mapping[str, Sequence[Record]], source: str, *, epochs_of: str = "epoch of linearization"
+) -> Figure:
     """Where units stay active: maps of the mean active share, layers over epochs, one beside the other.
 
     Args:
         groups: title -> linearized runs of one architecture that differ in their seed (others are left out).
         source: provenance.
+        epochs_of: what the epochs are those of.
 
     Raises:
         RecordError: nothing to draw, or runs of several experiments in one group.
@@ -374,13 +403,13 @@ def share_maps(groups: Mapping[str, Sequence[Record]], source: str) -> Figure:
                 if first:
                     axis.axhline(first + 0.5, color="white", linewidth=1.4)
                     axis.axhline(first + 0.5, color="black", linewidth=0.8, linestyle=":")
-                if count / layers > 0.1:  # a narrower stage has no room for its name
+                if 0.1 < count / layers < 1:  # a narrower stage has no room for its name, a single one is all there is
                     middle, across = first + 0.5 + count / 2, axis.get_yaxis_transform()
                     axis.text(1.02, middle, name, transform=across, rotation=-90, fontsize=9, va="center", ha="left")
             axis.set_title(title, fontsize=9.5)
-            axis.set_xlabel("epoch of linearization")
-            for side in (axis.xaxis, axis.yaxis):
-                side.set_major_locator(MaxNLocator(8, integer=True))
+            axis.set_xlabel(epochs_of)
+            for side, ticks in ((axis.xaxis, 8 if len(groups) < 3 else 3), (axis.yaxis, 8)):
+                side.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
             axis.grid(visible=False)
         axes.flat[0].set_ylabel("ReLU layer, input at the bottom")
         figure.colorbar(image, ax=axes, location="top", shrink=0.6, aspect=30, label="share of units still active")

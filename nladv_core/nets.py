@@ -9,9 +9,10 @@ fully connected layer.
 * v1, `"resnet<d>v1"` (He et al. 2016a, post-activation): convolve, normalise, bend. One unit group after each addition.
 
 Others: `"pyramidnet110"` and its like of other depths, `"pyramidnet41"` for Tiny ImageNet (`PyramidNet`), `"toynet<d>"`
-(`ToyNet`), and `"torchvision/resnet50"` for ImageNet.
+(`ToyNet`), `"torchvision/resnet50"` for ImageNet, and `"transformer<layers>"` for sentences
+(`transformer.Transformer`).
 
-In all but torchvision's every ReLU is a module of its own, called once per forward pass.
+In all but torchvision's and the transformer every ReLU is a module of its own, called once per forward pass.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from nladv_core.compat import import_torchvision
 from nladv_core.errors import DataError, SpecError
 from nladv_core.places import data_dir
+from nladv_core.transformer import MULTIPLE, UNKNOWN, Transformer
 
 
 class PaddedShortcut(nn.Module):
@@ -362,13 +364,14 @@ def build(
     Args:
         name: `"resnet<d>"` (v2, the paper's), `"resnet<d>v1"` or `"pyramidnet<d>"` with d = 6n + 2: 8, 14, 20, ..., 56,
             ..., 110; `"pyramidnet41"`; `"toynet<d>"`, d >= 3; `"torchvision/resnet50"` (25,557,032 parameters with 1000
-            classes, 22,720 units in 49 groups, all-active NAPL 33, with max pooling 34).
-        classes: number of logits, at least 2.
-        in_channels: channels of the images, at least 1; 3 for torchvision's.
+            classes, 22,720 units in 49 groups, all-active NAPL 33, with max pooling 34); `"transformer<layers>"`, the
+            paper's `"transformer6"`, for sentences.
+        classes: number of logits, at least 2; of a transformer also the entries of its vocabulary.
+        in_channels: channels of the images, at least 1; 3 for torchvision's. A transformer has none.
         width: factor of all planes (`round(16 * width)` times 1, 2, 4 in ResNets); at least one plane must remain.
-            torchvision's has 1 only.
+            torchvision's has 1 only. A transformer has 512 × width numbers a token, a multiple of 16.
         residual: True is the paper's "Short", False its "NoShort": the same blocks without the additions. torchvision's
-            has True only.
+            and the transformer have True only.
         shortcut: where a ResNet's stage widens, "A" (every second pixel, zero channels) or "B" (1x1 convolution).
             Unused, but still checked, without residuals. The others have one kind each and want the default.
 
@@ -382,6 +385,8 @@ def build(
     if not _is_whole(in_channels) or in_channels < 1:
         raise SpecError(f"in_channels is {in_channels!r}; images have a whole number of channels, at least 1.")
     family, depth = _parse(name)
+    if family == "transformer":
+        return Transformer(depth, round(512 * width), classes=classes)
     if family == "torchvision/resnet":
         if in_channels != 3:
             raise SpecError(f"in_channels is {in_channels!r}; {name} takes images of 3 channels.")
@@ -420,6 +425,11 @@ def check(name: str, *, width: float = 1.0, residual: bool = True, shortcut: str
     family, _ = _parse(name)
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not math.isfinite(width) or width <= 0:
         raise SpecError(f"width is {width!r}; the width factor must be a finite number above 0 (1.0 is the paper's).")
+    if family == "transformer" and 512 * width % MULTIPLE:
+        raise SpecError(
+            f"width is {width!r}, which makes {512 * width:g} numbers a token; {name} wants a multiple of "
+            f"{MULTIPLE}, so use a width that is a multiple of {MULTIPLE / 512:g}."
+        )
     narrowest = 32 if family == "toynet" else 16  # planes at width 1
     if round(narrowest * width) < 1:
         raise SpecError(f"width {width!r} leaves no channel; use at least {1 / narrowest} (one plane in {name}).")
@@ -430,9 +440,34 @@ def check(name: str, *, width: float = 1.0, residual: bool = True, shortcut: str
     if shortcut == "B" and not family.startswith("resnet"):
         one = {"pyramidnet": "widens by zero channels only", "toynet": "widens nowhere"}.get(family, "is as it is")
         raise SpecError(f'shortcut is "B", but {name} {one}; leave it at "A".')
+    if family == "transformer" and not residual:
+        raise SpecError(f"residual is False, but {name} is known with its residual connections only; leave it out.")
     if family == "torchvision/resnet" and (width != 1 or not residual):
         given = f"width is {width!r}" if width != 1 else "residual is False"
         raise SpecError(f"{given}, but {name} is torchvision's as it is; leave width and residual out.")
+
+
+def reads_text(name: str) -> bool:
+    """Whether a network takes sentences, not images."""
+    return _parse(name)[0] == "transformer"
+
+
+def depth(name: str) -> int:
+    """The depth in a name: 56 of "resnet56"; of a transformer the layers of its encoder, as many as of its decoder."""
+    return _parse(name)[1]
+
+
+def example(name: str, shape: Sequence[int]) -> tuple[int, ...] | tuple[Tensor, Tensor]:
+    """What `linearize` and `path_length` take as example for a network.
+
+    Args:
+        name: of the network.
+        shape: of an image, [C, H, W]; of a pair of sentences, their numbers of tokens.
+    """
+    if not reads_text(name):
+        return tuple(shape)
+    source, target = (torch.full((2, length), UNKNOWN, dtype=torch.int64) for length in shape)
+    return source, target
 
 
 def _is_whole(value: object) -> bool:
@@ -450,17 +485,20 @@ def _parse(name: object) -> tuple[str, int]:
         raise SpecError(f'a network is asked for by name, such as "resnet56", not by {name!r}.')
     if name == "torchvision/resnet50":
         return "torchvision/resnet", 50
-    match = re.fullmatch(r"(resnet|pyramidnet|toynet)([1-9][0-9]{0,3})(v1)?", name)
+    match = re.fullmatch(r"(resnet|pyramidnet|toynet|transformer)([1-9][0-9]{0,3})(v1)?", name)
     if match is None or (match[3] and match[1] != "resnet"):
         usual = [f"{family}{d}" for family in ("resnet", "pyramidnet", "toynet") for d in _USUAL_DEPTHS]
         usual += [f"resnet{d}v1" for d in _USUAL_DEPTHS] + [f"pyramidnet{_TINY_DEPTH}", "torchvision/resnet50"]
+        usual += [f"transformer{layers}" for layers in range(1, 7)]
         near = difflib.get_close_matches(name.lower(), usual, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "for example resnet20, resnet56, resnet56v1."
         raise SpecError(
             f"unknown network {name!r}; names are resnet<d> (v2), resnet<d>v1 and pyramidnet<d> with d = 6n + 2, "
-            f"pyramidnet{_TINY_DEPTH}, toynet<d>, torchvision/resnet50: {hint}"
+            f"pyramidnet{_TINY_DEPTH}, toynet<d>, transformer<layers>, torchvision/resnet50: {hint}"
         )
     family, depth = match[1] + (match[3] or ""), int(match[2])
+    if family == "transformer":
+        return family, depth
     if family == "toynet":
         if depth < 3:
             raise SpecError(f"{name!r} has depth {depth}; a ToyNet needs at least 3 layers: toynet3.")

@@ -10,7 +10,8 @@ A step may come with its *adjoint*, which distributes what its output neurons ca
 
 Conventions (ours where the paper is silent): normalisation, dropout and products with weights are one edge; pooling
 has one edge per window element that exists; interpolation one per element that is read; attention leads paths through
-the values only, from every position that may be attended to; constants, padding and `x * 0` carry none.
+the values only, from every position that may be attended to (a mask of padding that the input itself decides hides
+none: by its shape, a sequence has full length); constants, padding and `x * 0` carry none.
 """
 
 from __future__ import annotations

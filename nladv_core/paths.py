@@ -292,6 +292,9 @@ def _is_in_place(node: Node) -> bool:
 def _call(tape: Tape, node: Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
     """What one call makes of the paths in its arguments, or of constants and sizes."""
     target: Any = node.target if module is None else module
+    if isinstance(module, nn.MultiheadAttention) and isinstance(kwargs.get("key_padding_mask"), Paths | Refused):
+        # It is made from the input and hides what fills a row up; by its shape alone, a sequence has full length.
+        kwargs = {name: value for name, value in kwargs.items() if name != "key_padding_mask"}
     leaves = list(_flat(args)) + list(_flat(kwargs))
     rule = rule_for_module(module) if module is not None else CALL_RULES.get(target)
     refused = next((value for value in leaves if isinstance(value, Refused)), None)

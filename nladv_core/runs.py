@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nladv_core import datasets, nets, paths, training
+from nladv_core import datasets, nets, paths, tasks, texts, training
 from nladv_core.checkpoints import Progress
 from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
@@ -63,11 +63,13 @@ def compute(
     torch.set_num_threads(1)
     try:
         data = _preprocessed(spec, _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test))
-        shape = tuple(data.train_images.shape[1:])
-        net, parent = _initial(spec, store, data)
-        under_way = _UnderWay(spec, store, net, _conditions(where, data, parent), tell)
+        task = tasks.of(data)
+        example = nets.example(spec.net, task.shape)
+        net, parent = _initial(spec, store, task)
+        under_way = _UnderWay(spec, store, net, _conditions(where, task, parent), tell)
         history = under_way.history
         if spec.published is not None:
+            assert isinstance(data, datasets.ImageData)  # no translator is published here
             history.append(training.untrained_row(net, data, precision=spec.precision, device=where))
         else:
             if on_epoch is not None:
@@ -75,7 +77,7 @@ def compute(
                     on_epoch(row)
             for row in training.fit(
                 net,
-                data,
+                task,
                 spec.recipe,
                 seed=spec.seed,
                 omega=spec.omega,
@@ -95,17 +97,19 @@ def compute(
                 if row["epoch"] < spec.recipe.epochs:
                     under_way.after_epoch(until)
         final = history[-1]
+        last = task.to(where).at_the_end(net.eval())
         net.cpu()
-        measured = net if spec.linearized else with_slopes(net, spec, shape)
+        measured = net if spec.linearized else with_slopes(net, spec, task.shape)
         counts = active_counts(measured)
         metrics = {name: final[name] for name in ("test_accuracy", "train_accuracy", "train_loss", "active_fraction")}
+        metrics |= {name: final[name] for name in ("test_perplexity",) if name in final} | last
         metrics |= {
-            "napl": paths.path_length(measured, shape).mean,
-            "apl": paths.path_length(measured, shape, normalized=False).mean,
+            "napl": paths.path_length(measured, example).mean,
+            "apl": paths.path_length(measured, example, normalized=False).mean,
             "enw": effective_width(measured),
         }
         if any(isinstance(module, nn.MaxPool2d) for module in measured.modules()):  # as the paper counts on ImageNet
-            metrics["napl_max_pool"] = paths.path_length(measured, shape, count_max_pool=True).mean
+            metrics["napl_max_pool"] = paths.path_length(measured, example, count_max_pool=True).mean
     except training.TrainingDiverged:
         store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
         raise
@@ -122,15 +126,7 @@ def compute(
         torch=torch.__version__,
         python=platform.python_version(),
         code=code_version(),
-        data={
-            "checksum": data.checksum,
-            "description": data.description,
-            "complete": data.complete,
-            "classes": len(data.classes),
-            "shape": list(shape),
-            "mean": data.mean.tolist(),
-            "std": data.std.tolist(),
-        },
+        data=task.told(),
         parent=parent,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         execution={"resumed_after": under_way.resumed_after},
@@ -207,13 +203,13 @@ class _UnderWay:
         self._saved = time.perf_counter()
 
 
-def _conditions(where: torch.device, data: datasets.ImageData, parent: dict[str, str] | None) -> dict[str, Any]:
+def _conditions(where: torch.device, task: tasks.Task, parent: dict[str, str] | None) -> dict[str, Any]:
     """What must be the same for two parts of a run to be as good as one."""
     return {
         "sources": code_version()["source"],
         "version of torch": torch.__version__,
         "device": device_name(where),
-        "data": data.checksum,
+        "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
     }
 
@@ -242,30 +238,30 @@ def pick_device(device: str) -> torch.device:
 @lru_cache(maxsize=2)
 def _load(
     name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None
-) -> datasets.ImageData:
+) -> datasets.ImageData | texts.TextData:
     return datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
 
 
-def _preprocessed(spec: RunSpec, data: datasets.ImageData) -> datasets.ImageData:
+def _preprocessed(spec: RunSpec, data: datasets.ImageData | texts.TextData) -> datasets.ImageData | texts.TextData:
     """A network that others trained sees images as they showed them to it, and so do its descendants."""
-    if spec.origin is None:
+    if spec.origin is None or not isinstance(data, datasets.ImageData):
         return data
     published = nets.PUBLISHED[spec.origin]
     return replace(data, mean=torch.tensor(published.mean), std=torch.tensor(published.std))
 
 
-def _initial(spec: RunSpec, store: Store, data: datasets.ImageData) -> tuple[nn.Module, dict[str, str] | None]:
+def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, dict[str, str] | None]:
     """The network that a run begins with, and which weights or masks it took, from whom."""
     if spec.published is not None:
         published = nets.PUBLISHED[spec.published]
         taken_from = {"published": spec.published, "source": published.source, "url": published.url}
         return nets.load_published(spec.published), taken_from | {"sha256": published.sha256}
-    net: nn.Module = untrained(spec, len(data.classes))
+    net: nn.Module = untrained(spec, task.outputs)
     parent = spec.parent
     if parent is not None and spec.masks == "none" and not parent.linearized:
         net.load_state_dict(store.weights(parent))
     if spec.linearized:
-        net = with_slopes(net, spec, data.train_images.shape[1:])
+        net = with_slopes(net, spec, task.shape)
     if parent is None:
         return net, None
     if spec.masks != "none":
@@ -371,10 +367,13 @@ def _usable(spec: RunSpec, store: Store, refresh: bool, weights: bool = False) -
 
 def seconds(spec: RunSpec) -> float:
     """Rough time of a run on one core, measured for small networks: to order runs by, never to promise."""
+    if spec.data in texts.TEXTS:
+        pairs = spec.train or texts.TEXTS[spec.data].rows["train"]
+        return 6e-3 * spec.recipe.epochs * pairs * nets.depth(spec.net) * spec.width * (spec.width + 0.1)
     official = datasets.OFFICIAL.get(spec.data)  # None: digits, which say size and number themselves
     images = spec.train or (official.rows["train"] if official else 0)
     side = spec.size or (official.side if official else 0)
-    depth = int("".join(filter(str.isdigit, spec.net.removesuffix("v1"))))
+    depth = nets.depth(spec.net)
     return 9e-8 * (spec.recipe.epochs or 0.2) * images * side**2 * depth * (spec.width + 0.5)
 
 

@@ -6,14 +6,24 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from nladv_core import datasets, nets, training, values
+from nladv_core import datasets, nets, texts, training, values
 from nladv_core.errors import SpecError
 from nladv_core.recipes import UNTRAINED, Recipe
 
 GRANULARITIES = ("channel", "layer", "pixel")
 MASKS = ("none", "exact", "layer", "global")
 # What `datasets.load` takes for digits when nothing is said, written out here so that a key says what it stands for.
-_DIGITS = {"size": 16, "difficulty": 0.5, "train": 6000, "test": 2000}
+_GENERATED: dict[str, dict[str, Any]] = {
+    "digits": {"size": 16, "difficulty": 0.5, "train": 6000, "test": 2000},
+    "number-words": {"size": 128, "train": 4000, "test": 500},
+}
+
+
+def _usual(data: str) -> dict[str, Any]:
+    """What the fields of a data set stand for when nothing is said."""
+    if data in texts.TEXTS:
+        return _GENERATED.get(data) or {"size": texts.TEXTS[data].vocabulary, **texts.TEXTS[data].rows}
+    return _GENERATED.get(data) or {"size": datasets.OFFICIAL[data].side, **datasets.OFFICIAL[data].rows}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +31,7 @@ class RunSpec:
     """Everything that decides the outcome of one run.
 
     Attributes:
-        data, size, difficulty, train, test: arguments of `datasets.load`.
+        data, size, difficulty, train, test: arguments of `datasets.load` (of texts, `size` is that of the vocabulary).
         net, width, residual, shortcut: arguments of `nets.build`.
         recipe: how long and how fast.
         seed: of weights, shuffles, flips and mask permutations; >= 0.
@@ -69,7 +79,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         values.canonical(self, "run")
         for name, known in (
-            ("data", datasets.DATASETS),
+            ("data", datasets.NAMES),
             ("granularity", GRANULARITIES),
             ("masks", MASKS),
             ("precision", training.PRECISIONS),
@@ -80,19 +90,38 @@ class RunSpec:
                     f"run: {name} is {given!r}, expected one of {', '.join(known)}{values.nearest(given, known)}"
                 )
         nets.check(self.net, width=self.width, residual=self.residual, shortcut=self.shortcut)
-        if self.data == "digits":
-            for name, usual in _DIGITS.items():
-                if getattr(self, name) is None:
-                    object.__setattr__(self, name, usual)
-        else:  # what is all there is goes without saying
-            official = datasets.OFFICIAL[self.data]
-            for name, all_of_it in {"size": official.side, **official.rows}.items():
-                if getattr(self, name) == all_of_it:
-                    object.__setattr__(self, name, None)
+        usual = _usual(self.data)
+        said = self.data in _GENERATED  # so that a key says what it stands for
+        for name, value in usual.items():
+            if said and getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+            elif not said and getattr(self, name) == value:  # what is all there is goes without saying
+                object.__setattr__(self, name, None)
+        self._check_task()
         self._check_published()
         self._check_ranges()
         self._check_effect()
         self._check_parent()
+
+    def _check_task(self) -> None:
+        """Sentences need a network that reads them, and images one that sees them."""
+        text = self.data in texts.TEXTS
+        if text != nets.reads_text(self.net):
+            takes, other = ("sentences", "transformer6") if text else ("images", "resnet56")
+            raise SpecError(f"run: net is {self.net!r}, but {self.data} holds {takes}; expected one such as {other!r}")
+        if text:
+            fixed: dict[str, tuple[Any, Any]] = {
+                "difficulty": (self.difficulty, None),
+                "recipe.flip": (self.recipe.flip, False),
+            }
+            fixed |= {"published": (self.published, None)}
+            for name, (given, expected) in fixed.items():
+                if given != expected:
+                    raise SpecError(f"run: {name} is {given!r}, which sentences do not know; expected {expected!r}")
+            if self.granularity == "pixel":
+                raise SpecError(
+                    "run: granularity is 'pixel', but sentences differ in length; expected 'channel' or 'layer'"
+                )
 
     def _check_published(self) -> None:
         if self.published is None:
@@ -137,6 +166,16 @@ class RunSpec:
                     f"run: digits with size {self.size}, difficulty {self.difficulty}, train {self.train}, test "
                     f"{self.test}; expected 8 to 128 pixels, 0 to 1, and at least one image each"
                 )
+            return
+        if self.data in texts.TEXTS:
+            for name in ("size", "train", "test"):
+                least = texts.SMALLEST_VOCABULARY if name == "size" else 1
+                most = None if name == "size" else texts.most(self.data)[name]
+                asked = getattr(self, name)
+                if asked is not None and not (least <= asked and (most is None or asked <= most)):
+                    what = "entries of the vocabulary" if name == "size" else "pairs"
+                    limits = f"at least {least}" if most is None else f"{least} to {most}"
+                    raise SpecError(f"run: {name} is {asked}, expected {limits} {what} of {self.data}, or null")
             return
         official = datasets.OFFICIAL[self.data]
         if self.size is not None or self.difficulty is not None:

@@ -40,6 +40,9 @@ _DECIDING = (
     "image_files",
     "datasets",
     "downloads",
+    "transformer",
+    "texts",
+    "tasks",
     "training",
     "runs",
 )
@@ -60,14 +63,15 @@ class Record:
     Attributes:
         key, spec: which run.
         metrics: after the final epoch: test_accuracy, train_accuracy, train_loss, active_fraction, napl, apl, enw,
-            and of networks with max pooling napl_max_pool, the NAPL that counts it as one more unit (§4.2).
+            of networks with max pooling napl_max_pool, the NAPL that counts it as one more unit (§4.2), and of
+            translations test_perplexity (per token) and test_bleu (0 to 100, of greedy translations).
         history: one row per epoch, as `training.fit` yields them; `active` follows the order of `units`.
         units: name, channels and active channels of each unit group after the final epoch.
         wall_s: seconds from data to metrics, without those lost with an interruption.
         device, torch, python: where it ran.
         code: package version, git commit (or null) and a digest of the source files that decide a result.
-        data: checksum, description, number of classes, whether the whole official set was used, shape of an image, and
-            mean and std that images (/ 255) were normalized with.
+        data: checksum, description, number of classes, whether the whole official set was used, shape of an example,
+            and mean and std that images (/ 255) were normalized with, or sacreBLEU's signature of the BLEU.
         parent: null, or the parent's key and the SHA-256 of the weights or masks that were taken from it; for published
             weights their name, source, URL and SHA-256.
         files: file name and SHA-256 of weights and masks.
@@ -182,11 +186,12 @@ def untrained(spec: RunSpec, classes: int) -> nn.Module:
 
 
 def with_slopes(net: nn.Module, spec: RunSpec, shape: Sequence[int]) -> nn.Module:
-    """`net` linearized as `spec` says; `shape` is that of an image, [C, H, W]."""
+    """`net` linearized as `spec` says; `shape` is that of an example (`nets.example`)."""
+    from nladv_core import nets
     from nladv_core.linearize import linearize
 
     granularity: Any = spec.granularity  # checked by RunSpec; the parameter is a Literal
-    return linearize(net, tuple(shape), granularity=granularity)
+    return linearize(net, nets.example(spec.net, shape), granularity=granularity)
 
 
 class Store:

@@ -6,17 +6,17 @@ looks for the best one. Within an epoch nothing is read back from the device: su
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nladv_core import datasets
+from nladv_core import datasets, tasks
 from nladv_core.errors import NladvError, SpecError
 from nladv_core.linearize import (
     ChannelPReLU,
@@ -30,6 +30,8 @@ from nladv_core.linearize import (
     units,
 )
 from nladv_core.recipes import Recipe
+from nladv_core.tasks import NOT_ASKED, Batch, Task, stream
+from nladv_core.texts import TextData
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -38,18 +40,9 @@ class TrainingDiverged(NladvError, ValueError):
     """The loss left the finite numbers."""
 
 
-def stream(seed: int, *purpose: object) -> int:
-    """Seed of an independent random stream: equal on every device, torch version and platform.
-
-    Each epoch has streams of its own, so that a run resumed there sees the same shuffles and flips.
-    """
-    # torch's CPU generator looks at the low 32 bits only: neighbouring seeds are spread over all of them.
-    return int.from_bytes(hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()[:7], "big")
-
-
 def fit(
     net: nn.Module,
-    data: datasets.ImageData,
+    data: datasets.ImageData | TextData | Task,
     recipe: Recipe,
     *,
     seed: int,
@@ -72,9 +65,9 @@ def fit(
 
     Args:
         net: plain, or linearized by `linearize`; left in eval mode on `device`.
-        data: resident images; moved to `device` once.
-        recipe: epochs, rates and batch; SGD without accumulation only.
-        seed: decides shuffles and flips, not the weights `net` came with.
+        data: images, or sentences and their translations; moved to `device` once.
+        recipe: epochs, rates, batch and optimiser.
+        seed: decides shuffles, flips and dropout, not the weights `net` came with.
         omega: strength of the regularizer, >= 0.
         p: exponent of the penalty, > 0.
         goal: share of units to make inactive, in (0, 1); the regularizer then stops. None: it acts to the end.
@@ -86,12 +79,14 @@ def fit(
         precision: "float32", or "bfloat16" by autocast.
         first: the epoch (from 0) to begin with. With the state dict that `net` had after the epochs before it and their
             `momenta`, the rest is the same to the bit, on the same device and versions.
-        momenta: SGD's momentum by parameter name, read at the beginning; brought up to date before each row.
+        momenta: the optimiser's state by parameter name, read at the beginning; brought up to date before each row.
 
     Yields:
-        `epoch` (from 1: epochs finished), `lr`, `omega` (in force at the epoch's last step), `train_loss` (mean cross
-        entropy without the penalty) and `train_accuracy` over the epoch's batches as they were seen, `test_accuracy`
-        after the epoch, `active_fraction` of units in [0, 1], `active` (active channels per unit group, in order).
+        `epoch` (from 1: epochs finished), `lr` and `omega` (in force at the epoch's last step), `train_loss` (mean
+        cross entropy without the penalty) and `train_accuracy` over the epoch's batches as they were seen,
+        `test_accuracy` after the epoch and what else the task measures (`Task.measured`), `active_fraction` of units in
+        [0, 1], `active` (active channels per unit group, in order). Of sentences these are means over tokens, each told
+        those before it.
 
     Raises:
         SpecError: arguments that contradict each other or a recipe this loop does not know.
@@ -115,17 +110,16 @@ def fit(
         raise SpecError(f"first is {first}, expected an epoch of the run or its end: 0 to {recipe.epochs}")
     if precision not in PRECISIONS:
         raise SpecError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    if recipe.optimizer != "sgd" or recipe.accumulate != 1 or recipe.warmup_steps:
-        raise SpecError("this recipe is for text (Adam, warm-up, accumulated batches); images train with plain SGD")
+    task = tasks.of(data)
     device, momenta = torch.device(device), {} if momenta is None else momenta
     return _epochs(
-        net, data, recipe, seed, omega, p, goal, start, pull_back, margin, precision, device, groups, first, momenta
+        net, task, recipe, seed, omega, p, goal, start, pull_back, margin, precision, device, groups, first, momenta
     )
 
 
 def _epochs(
     net: nn.Module,
-    data: datasets.ImageData,
+    task: Task,
     recipe: Recipe,
     seed: int,
     omega: float,
@@ -143,73 +137,123 @@ def _epochs(
     net.to(device).eval()
     if device.type == "cpu" and not _overruns_in_channels_last(net):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster
-    data = data.to(device)
-    groups = parameter_groups(net, recipe.weight_decay)
-    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    for name, parameter in net.named_parameters():
-        if name in momenta:  # in the memory layout of the parameter, as the optimizer would have made it
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momenta[name])
+    task = task.to(device)
+    optimizer = _optimizer(net, recipe)
+    _restore(optimizer, net, momenta)
     controller = GoalController(net, goal, omega, margin=margin) if goal is not None else None
     constant, nothing = torch.tensor(omega, device=device), torch.zeros((), device=device)
-    count = len(data.train_labels)
+    steps = math.ceil(task.batch_count(recipe) / recipe.accumulate)  # of the optimiser, each epoch
 
     for epoch in range(first, recipe.epochs):
         switched_on = epoch >= start
         for _, unit in slopes:
             unit.slope.requires_grad_(switched_on)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch)
         # Read once per epoch, not per step: this waits for the device.
         pulling = pull_back and controller is not None and switched_on and controller.reached
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, "order", epoch))).to(device)
-        flips = torch.Generator(device).manual_seed(stream(seed, "flip", epoch))
         loss_sum, correct, force = nothing.clone(), nothing.clone(), nothing
         net.train()
-        for batch in order.split(recipe.batch):
-            images, labels = data.train_images[batch], data.train_labels[batch]
-            if recipe.flip:
-                images = datasets.augment(images, flips)
-            with _autocast(precision, device):
-                logits = net(datasets.normalize(images, data.mean, data.std))
-            loss = cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-            total = loss
-            if slopes and switched_on and omega > 0:
-                force = controller.omega() if controller is not None else constant
-                total = loss + force * slope_penalty(net, p)
-                if pulling:
-                    total = total + constant * slope_penalty(net, p, target=0.0)
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            optimizer.step()
-            if slopes and switched_on:
-                project_slopes_(net)
-                if controller is not None:
-                    controller.freeze_()
-                elif omega > 0:
-                    freeze_linear_tensor_(net, margin)
-            with torch.no_grad():
-                loss_sum += loss.detach() * len(batch)
-                correct += (logits.argmax(1) == labels).sum()
-        right = _correct(net, data, precision)
-        sums = torch.stack([loss_sum, correct, force.detach().to(loss_sum.dtype), right.to(loss_sum.dtype)]).tolist()
+        with _dropout(device, stream(seed, "dropout", epoch)):
+            for number, step in enumerate(_lots(task.batches(recipe, seed, epoch), recipe.accumulate)):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr_at(epoch, epoch * steps + number)
+                optimizer.zero_grad(set_to_none=True)
+                asked = sum(batch.count for batch in step)
+                for batch in step:
+                    with _autocast(precision, device):
+                        logits = net(*batch.inputs)
+                    loss = _loss(logits, batch.labels, label_smoothing=recipe.label_smoothing)
+                    # Accumulated batches count as the one batch that they stand for.
+                    total = loss if len(step) == 1 else loss * (batch.count / asked)
+                    if slopes and switched_on and omega > 0 and batch is step[0]:
+                        force = controller.omega() if controller is not None else constant
+                        total = total + force * slope_penalty(net, p)
+                        if pulling:
+                            total = total + constant * slope_penalty(net, p, target=0.0)
+                    total.backward()
+                    with torch.no_grad():
+                        loss_sum += loss.detach() * batch.count
+                        correct += (logits.argmax(-1) == batch.labels).sum()
+                optimizer.step()
+                if slopes and switched_on:
+                    project_slopes_(net)
+                    if controller is not None:
+                        controller.freeze_()
+                    elif omega > 0:
+                        freeze_linear_tensor_(net, margin)
+        right, lost = _judged(net, task, precision)
+        found = [loss_sum, correct, force.detach(), right, lost]
+        sums = torch.stack([value.to(torch.float64) for value in found]).tolist()
         if not math.isfinite(sums[0]):
             raise TrainingDiverged(
                 f"the loss became {'NaN' if math.isnan(sums[0]) else 'infinite'} in epoch {epoch + 1} of "
                 f"{recipe.epochs}; the likely cause is a step that is too large: lower lr (now {recipe.lr_at(epoch):g})"
                 + (f" or omega (now {omega:g})" if omega > 0 else "")
             )
-        buffers = {name: optimizer.state[weight].get("momentum_buffer") for name, weight in net.named_parameters()}
-        momenta |= {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        momenta |= _state(optimizer, net)
         yield {
             "epoch": epoch + 1,
-            "lr": recipe.lr_at(epoch),
+            "lr": recipe.lr_at(epoch, (epoch + 1) * steps - 1),
             "omega": sums[2],
-            "train_loss": sums[0] / count,
-            "train_accuracy": sums[1] / count,
-            "test_accuracy": sums[3] / len(data.test_labels),
+            "train_loss": sums[0] / task.asked,
+            "train_accuracy": sums[1] / task.asked,
+            "test_accuracy": sums[3] / task.asked_in_test,
+            **task.measured(sums[4] / task.asked_in_test),
             "active_fraction": active_fraction(net) if slopes else 1.0,
             "active": [float(active) for active, _ in active_counts(net).values()] if slopes else [],
         }
+
+
+def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = parameter_groups(net, recipe.weight_decay)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+# What an optimiser keeps of each parameter, and what comes before the parameter's name where that is kept on disk.
+_KEPT = {"momentum_buffer": "", "exp_avg": "exp_avg/", "exp_avg_sq": "exp_avg_sq/", "step": "step/"}
+
+
+def _state(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state by name; `_restore` puts it back."""
+    found = {}
+    for name, parameter in net.named_parameters():
+        for what, before in _KEPT.items():
+            kept = optimizer.state[parameter].get(what)
+            if kept is not None:
+                found[before + name] = kept
+    return found
+
+
+def _restore(optimizer: torch.optim.Optimizer, net: nn.Module, momenta: dict[str, Tensor]) -> None:
+    for name, parameter in net.named_parameters():
+        for what, before in _KEPT.items():
+            kept = momenta.get(before + name)
+            if kept is None:
+                continue
+            # In the memory layout of the parameter, as the optimizer would have made it; a count stays where it is.
+            like = torch.empty_like(parameter) if kept.shape == parameter.shape else torch.empty_like(kept)
+            optimizer.state[parameter][what] = like.copy_(kept)
+
+
+def _lots(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lots of `size` batches; the last one may be smaller."""
+    rest = iter(batches)
+    while lot := list(itertools.islice(rest, size)):
+        yield lot
+
+
+@contextmanager
+def _dropout(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout draws from a stream of its own; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _loss(logits: Tensor, labels: Tensor, **more: Any) -> Tensor:
+    """Cross entropy of logits [..., classes] over the labels [...] that are asked for."""
+    return cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=NOT_ASKED, **more)
 
 
 def _overruns_in_channels_last(net: nn.Module) -> bool:
@@ -241,7 +285,8 @@ def untrained_row(
     loss = torch.zeros((), device=device, dtype=torch.float64)
     right = torch.zeros((), device=device, dtype=torch.int64)
     with torch.no_grad(), _autocast(precision, device):
-        for batch, truth in zip(images.split(_at_once(data)), labels.split(_at_once(data)), strict=True):
+        size = tasks.at_once(images)
+        for batch, truth in zip(images.split(size), labels.split(size), strict=True):
             logits = net(datasets.normalize(batch, data.mean, data.std)).float()
             loss += cross_entropy(logits, truth, reduction="sum")
             right += (logits.argmax(1) == truth).sum()
@@ -258,30 +303,32 @@ def untrained_row(
 
 
 def accuracy(
-    net: nn.Module, data: datasets.ImageData, *, device: str | torch.device = "cpu", precision: str = "float32"
+    net: nn.Module,
+    data: datasets.ImageData | TextData | Task,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
 ) -> float:
-    """Share of the test images that `net` classifies correctly, in [0, 1]; `net` is left in eval mode on `device`."""
+    """Share of the test labels that `net` gets right, in [0, 1]; `net` is left in eval mode on `device`."""
     device = torch.device(device)
     net.to(device)
-    data = data.to(device)
-    right = _correct(net, data, precision)
-    return float(right) / len(data.test_labels)
+    task = tasks.of(data).to(device)
+    right, _ = _judged(net, task, precision)
+    return float(right) / task.asked_in_test
 
 
 @torch.no_grad()
-def _correct(net: nn.Module, data: datasets.ImageData, precision: str) -> Tensor:
+def _judged(net: nn.Module, task: Task, precision: str) -> tuple[Tensor, Tensor]:
+    """Of the test split: how many labels are right, int64, and the sum of cross entropies in nats, float64."""
     net.eval()
-    batch = _at_once(data)
-    right = torch.zeros((), dtype=torch.int64, device=data.test_images.device)
-    with _autocast(precision, data.test_images.device):
-        for images, labels in zip(data.test_images.split(batch), data.test_labels.split(batch), strict=True):
-            right += (net(datasets.normalize(images, data.mean, data.std)).argmax(1) == labels).sum()
-    return right
-
-
-def _at_once(data: datasets.ImageData) -> int:
-    """Images to judge at once: 1,000, or of those with more than 64 pixels a side what takes as much memory."""
-    return min(1000, max(1, 1000 * 64**2 // math.prod(data.test_images.shape[2:])))
+    right, lost = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+    for batch in task.test_batches():
+        right, lost = right.to(batch.labels.device), lost.to(batch.labels.device)
+        with _autocast(precision, batch.labels.device):
+            logits = net(*batch.inputs)
+        right += (logits.argmax(-1) == batch.labels).sum()
+        lost += _loss(logits, batch.labels, reduction="sum")
+    return right, lost
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -145,6 +145,34 @@ class TestLedger:
         assert ("last fall", 0.1, True) in asked("C8", "statistic", "at_most", "every")
         assert ("straightness", 0.95, True) in asked("C8", "statistic", "at_least", "every")
         assert {part.options["column"] for part in found["C11"] if part.options} == {"apl", "active_fraction"}
+        # A lower perplexity is better: what late starts gain is negative.
+        assert asked("C12", "statistic", "options", "direction") == [
+            ("late minus early", {"column": "test_perplexity"}, "lower"),
+            ("gained early minus gained late", {"by": 20, "column": "test_perplexity"}, "lower"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("perplexities", "verdicts"),
+        [  # at starts 0, 10, 20, 50, 100
+            ((9, 7, 6, 5.5, 5), ["reproduced", "reproduced"]),
+            ((5, 6, 8, 8.5, 9), ["differs", "differs"]),
+            ((9, 8.5, 8, 6, 5), ["reproduced", "differs"]),
+        ],
+    )
+    def test_a_transformer_is_judged_by_its_perplexity(
+        self, perplexities: tuple[float, ...], verdicts: list[str]
+    ) -> None:
+        (claim,) = (claim for claim in claims.read() if claim.id == "C12")
+        runs = []
+        for spec in claim.parts[0].specs():
+            one = record(spec, 50.0, 1.0, active=0.12 if spec.linearized else 1.0)
+            at = dict(zip((0, 10, 20, 50, 100), perplexities, strict=True))[spec.start]
+            runs.append(replace(one, metrics=one.metrics | {"test_perplexity": at + 0.001 * spec.seed * spec.start}))
+        assert [claims.outcome(part, runs).verdict for part in claim.parts] == verdicts
+        few = [run for run in runs if run.spec.seed < 2]
+        assert {claims.outcome(part, few).verdict for part in claim.parts} == {"too few seeds"}
+        halves = [run for run in runs if run.spec.start != 50]  # half an experiment is none
+        assert {claims.outcome(part, halves).verdict for part in claim.parts} == {"not run"}
 
     def test_every_part_reads_full_size_runs_only(self) -> None:
         experimental = [part for claim in claims.read() for part in claim.parts if part.experiment is not None]
@@ -170,7 +198,8 @@ class TestLedger:
                         replace(
                             one,
                             metrics=one.metrics
-                            | {"napl": 9 - i / len(runs), "test_accuracy": 0.9 - i / 900, "napl_max_pool": 9},
+                            | {"napl": 9 - i / len(runs), "test_accuracy": 0.9 - i / 900, "napl_max_pool": 9}
+                            | {"test_perplexity": 9 - i / len(runs)},
                         )
                         for i, one in enumerate(runs)
                     ]

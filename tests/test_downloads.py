@@ -1,6 +1,7 @@
 """Official archives: fetched whole or not at all, read as their authors describe, refused when they differ."""
 
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -166,6 +167,36 @@ def test_an_archive_is_fetched_and_read(name: str, page: Path, capsys: pytest.Ca
     assert data.classes == tuple(f"class{i}" for i in range(10 if name == "cifar10" else 100))
     (page / downloads.ARCHIVES[name].file).unlink()
     assert downloads.download(name) == path, "what is there is not fetched again"
+
+
+def test_single_files_are_fetched_and_read(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = downloads.ARCHIVES["cifar10"].url.rpartition("/")[0]
+    table = []
+    for archive in downloads.FILES["multi30k"]:
+        lines = [f"{i} word{i % 3} words" for i in range(9)] * 4
+        content = gzip.compress("\n".join(lines).encode())
+        (page / archive.file).write_bytes(content)
+        table.append(
+            replace(archive, url=f"{address}/{archive.file}", md5=hashlib.md5(content).hexdigest()),
+        )
+    monkeypatch.setattr(downloads, "FILES", {"multi30k": tuple(table)})
+    last = page / table[-1].file
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1])
+    assert cli.main(["download", "multi30k"]) == 2, "a file that came changed"
+    assert "has MD5" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"neither test_2016_flickr.en nor .*run `nladv download multi30k`"):
+        datasets.load("multi30k", size=64)
+    last.write_bytes(whole)
+    assert cli.main(["download", "multi30k"]) == 0
+    assert capsys.readouterr().out == f"{downloads.folder('multi30k')}\n"
+    data = datasets.load("multi30k", size=64)
+    assert "36 training and 36 test pairs" in data.description and not data.complete
+    (downloads.folder("multi30k") / table[0].file).write_bytes(b"else")
+    with pytest.raises(DataError, match="train.de.gz has MD5 .* delete it and run `nladv download multi30k`"):
+        downloads.download("multi30k")
 
 
 def test_an_archive_that_came_changed_is_refused_and_not_kept(page: Path, tmp_path: Path) -> None:
@@ -361,5 +392,6 @@ def test_two_downloads_do_not_mix(page: Path) -> None:
 
 
 def test_checksums_are_sums() -> None:
-    for archive in downloads.ARCHIVES.values():
+    files = [file for found in downloads.FILES.values() for file in found]
+    for archive in (*downloads.ARCHIVES.values(), *files):
         assert re.fullmatch("[0-9a-f]{32}", archive.md5) and re.match("https?://", archive.url)

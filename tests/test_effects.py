@@ -163,6 +163,20 @@ class TestRetrained:
             assert effects.retrained(order, masks="exact") == {1: pytest.approx((3 + 1) / 2)}
 
 
+class TestParts:
+    def test_of_a_network_the_groups_of_one_part_alone(self) -> None:
+        history = [{"active": [4.0, 3.0, 2.0]}, {"active": [4.0, 1.0, 0.0]}]
+        run = record(child(), units=[(4, 4), (1, 4), (0, 2)], history=history)
+        names = ("encoder.layers.0.relu", "decoder.layers.0.relu", "encoders.0.relu")
+        run = replace(run, units=[unit | {"name": name} for unit, name in zip(run.units, names, strict=True)])
+        (found,) = effects.within([run, record(parent())], "encoder")
+        assert effects.history_shares(found).tolist() == [[1.0], [1.0]]
+        (found,) = effects.within([run], "decoder")
+        assert effects.history_shares(found).tolist() == [[0.75], [0.25]] and run.history == history
+        with pytest.raises(RecordError, match="no unit group in head"):
+            effects.within([run], "head")
+
+
 class TestStartEpoch:
     @staticmethod
     def started(seed: int, start: int, accuracy: float, left: float = 0.1, omega: float = 0.01, **more: Any) -> Record:
@@ -193,6 +207,19 @@ class TestStartEpoch:
             assert effects.gained_early(order, by=50) == {0: pytest.approx(8 - 1), 2: pytest.approx(9 - -5)}
             assert effects.gained_early(order, by=5) == effects.gained_early(order, by=200) == {}
             assert effects.gained_early(order, by=0) == {}
+
+    def test_other_metrics_than_accuracy(self) -> None:
+        """A start within one run, as chapter 11 has it, counts like one after a parent."""
+        sentences = {"data": "multi30k", "net": "transformer6", "recipe": RECIPES["multi30k-train"]}
+        specs = [parent(0, **sentences, omega=0.1, goal=0.9, start=start) for start in (0, 20, 100)]
+        records = [
+            record(spec, test_perplexity=perplexity, test_bleu=bleu, active_fraction=0.1)
+            for spec, perplexity, bleu in zip(specs, (9.0, 6.5, 6.0), (30.0, 35.0, 36.0), strict=True)
+        ]
+        records.append(record(parent(0, **sentences), test_perplexity=5.0, test_bleu=40.0, active_fraction=1.0))
+        assert effects.late_minus_early(records, column="test_perplexity") == {0: pytest.approx(-3)}
+        assert effects.late_minus_early(records, column="test_bleu") == {0: pytest.approx(6)}
+        assert effects.gained_early(records, by=20, column="test_perplexity") == {0: pytest.approx(-2.5 + 0.5)}
 
     def test_one_start_is_no_comparison(self) -> None:
         assert effects.late_minus_early([self.started(0, 5, 60)]) == {}

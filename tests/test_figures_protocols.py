@@ -230,6 +230,23 @@ class TestEarlyAndLate:
         labels = [text.get_text() for text in top.get_legend().get_texts()]
         assert labels == ["digits, restart", "goal not reached"]
 
+    def test_several_metrics_beside_what_was_never_linearized(self) -> None:
+        runs = [run for run in starts() if run.spec.goal is not None]
+        for i, run in enumerate(runs):
+            run.metrics["test_perplexity"], run.metrics["test_bleu"] = 5.0 + i, 30.0
+        plain = [record(spec(seed), 0.9) for seed in (0, 1)]
+        for run, perplexity in zip(plain, (3.0, 5.0), strict=True):
+            run.metrics["test_perplexity"], run.metrics["test_bleu"] = perplexity, 40.0
+        both = ("test_perplexity", "test_bleu")
+        figure = pictures.early_and_late({"words": runs}, LINE, columns=both, reference=plain)
+        top, middle, bottom = axes(figure)
+        assert "perplexity" in top.get_ylabel() and "BLEU" in middle.get_ylabel() and "inactive" in bottom.get_ylabel()
+        lines = [[float(y) for y in line.get_ydata()] for line in top.lines if line.get_linestyle() == ":"]
+        assert lines == [[4.0, 4.0]] and "never linearized" in [t.get_text() for t in top.get_legend().get_texts()]
+        (mean,) = (line for line in top.lines if len(line.get_xdata()) == 3)
+        assert np.allclose(mean.get_data(), [[0, 2, 10], [8, 9, 10]])
+        assert all(patch.get_xy()[1] == pytest.approx(4 - math.sqrt(2)) for patch in top.patches)
+
     def test_one_seed_and_one_start(self) -> None:
         one = [run for run in starts(seeds=(0,)) if effects.start_epoch(run.spec) == 0]
         top, _ = axes(pictures.early_and_late({"digits": one}, LINE))

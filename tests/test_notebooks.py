@@ -33,6 +33,7 @@ def test_there_are_chapters() -> None:
         "02_path_length",
         "06_accuracy_and_depth",
         "10_feature_visualization",
+        "11_transformer",
         "your_own_network",
     }
     assert expected <= {path.stem for path in SOURCES}

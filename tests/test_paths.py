@@ -623,6 +623,31 @@ def test_transformer_layers_are_measured_by_the_same_rules():
     assert nl.path_length(nl.linearize(model, example), example).mean == pytest.approx(0.5 + 0.5 * 0.5)
 
 
+def test_a_mask_of_padding_hides_nothing_from_the_paths():
+    """By its shape alone, a sequence has full length; any other mask that depends on the input stays refused."""
+
+    class Reading(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.kind, self.embed, self.out = kind, nn.Embedding(11, 4), nn.Linear(4, 1)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, ids):
+            x = F.relu(self.embed(ids))
+            mask = {self.kind: ids == 0} if self.kind == "key_padding_mask" else {}
+            if self.kind == "attn_mask":
+                mask = {self.kind: (ids == 0).expand(3, 3)}
+            return self.out(F.relu(self.attention(x, x, x, need_weights=False, **mask)[0]))
+
+    ids = torch.tensor([[1, 2, 3]])
+    plain, masked = (nl.linearize(Reading(kind), ids) for kind in ("", "key_padding_mask"))
+    for normalized in (True, False):
+        lengths = {nl.path_length(net, ids, normalized=normalized).mean for net in (plain, masked)}
+        assert len(lengths) == 1
+    with pytest.raises(nl.UnsupportedNetwork, match="'eq' in the network itself has no path rule"):
+        nl.path_length(nl.linearize(Reading("attn_mask"), ids), ids)
+
+
 def test_embeddings_pass_paths_on():
     class Words(nn.Module):
         def __init__(self):

@@ -35,11 +35,17 @@ def test_the_translation_recipe_names_its_optimiser() -> None:
     assert recipe.label_smoothing == 0.1
 
 
-def test_digits_are_never_mirrored() -> None:
-    assert not any(recipe.flip for name, recipe in RECIPES.items() if name.startswith(("smoke", "quick")))
-    assert all(
-        recipe.flip for name, recipe in RECIPES.items() if name.startswith(("cifar", "cinic", "tiny", "reduced"))
-    )
+def test_digits_and_sentences_are_never_mirrored() -> None:
+    text = {name for name in RECIPES if name.endswith("translate") or name.startswith("multi30k")}
+    assert not any(RECIPES[name].flip for name in RECIPES if name.startswith(("smoke", "quick")) or name in text)
+    images = {name for name in RECIPES if name.startswith(("cifar", "cinic", "tiny", "reduced"))} - text
+    assert all(RECIPES[name].flip for name in images)
+
+
+def test_sentences_have_the_paper_s_optimiser_at_every_tier() -> None:
+    shown = ("optimizer", "betas", "momentum", "weight_decay", "label_smoothing")
+    for name in ("smoke-translate", "quick-translate", "reduced-translate"):
+        assert [getattr(RECIPES[name], x) for x in shown] == [getattr(RECIPES["multi30k-train"], x) for x in shown]
 
 
 @pytest.mark.parametrize(

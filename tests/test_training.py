@@ -7,10 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from nladv_core import nets, training
+from nladv_core import datasets, nets, training
 from nladv_core.datasets import ImageData
 from nladv_core.errors import SpecError
-from nladv_core.linearize import active_fraction, linearize, units
+from nladv_core.linearize import (
+    GoalController,
+    active_fraction,
+    linearize,
+    parameter_groups,
+    project_slopes_,
+    slope_penalty,
+    units,
+)
 from nladv_core.recipes import RECIPES, Recipe
 
 
@@ -226,11 +234,84 @@ def test_contradictions_are_refused_before_the_first_step(more: dict[str, Any], 
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-def test_a_plain_network_takes_no_omega_and_images_no_text_recipe() -> None:
+def test_a_plain_network_takes_no_omega() -> None:
     with pytest.raises(SpecError, match="linearize it first"):
         training.fit(network(), images(), RECIPE, seed=0, omega=0.1)
-    with pytest.raises(SpecError, match="for text"):
-        training.fit(network(), images(), RECIPES["multi30k-train"], seed=0)
+
+
+def test_images_train_with_the_recipe_of_sentences_too() -> None:
+    """One loop: Adam, warm-up and accumulated batches are not tied to a task."""
+    recipe = replace(
+        RECIPES["multi30k-train"], epochs=6, milestones=(), batch=8, accumulate=2, warmup_steps=10, lr=0.01
+    )
+    rows = fitted(sloped(), recipe, omega=0.01, goal=0.3)
+    assert rows[-1]["test_accuracy"] > 0.95 > 0.5 < rows[-1]["train_accuracy"]
+    assert rows[0]["lr"] == pytest.approx(0.006)  # 12 batches are 6 steps
+
+
+def plain_loop(
+    net: nn.Module, data: ImageData, recipe: Recipe, seed: int, omega: float, goal: float, start: int
+) -> Any:
+    """The loop as it was when it knew images alone, step by step, and what its rows said."""
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        parameter_groups(net, recipe.weight_decay),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    controller = GoalController(net, goal, omega, margin=0.01)
+    for epoch in range(recipe.epochs):
+        for _, unit in units(net):
+            unit.slope.requires_grad_(epoch >= start)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * 0.1 ** sum(epoch >= m for m in recipe.milestones)
+        shuffle = torch.Generator().manual_seed(training.stream(seed, "order", epoch))
+        flips = torch.Generator().manual_seed(training.stream(seed, "flip", epoch))
+        lost, hits, force = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        net.train()
+        for chosen in torch.randperm(len(data.train_labels), generator=shuffle).split(recipe.batch):
+            pictures, labels = datasets.augment(data.train_images[chosen], flips), data.train_labels[chosen]
+            logits = net(datasets.normalize(pictures, data.mean, data.std))
+            loss = total = nn.functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            if epoch >= start:
+                force = controller.omega()
+                total = loss + force * slope_penalty(net)
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            if epoch >= start:
+                project_slopes_(net)
+                controller.freeze_()
+            lost += loss.detach() * len(chosen)
+            hits += (logits.argmax(1) == labels).sum()
+        net.eval()
+        with torch.no_grad():
+            right = (net(datasets.normalize(data.test_images, data.mean, data.std)).argmax(1) == data.test_labels).sum()
+        yield {
+            "epoch": epoch + 1,
+            "lr": optimizer.param_groups[0]["lr"],
+            "omega": float(force),
+            "train_loss": float(lost) / len(data.train_labels),
+            "train_accuracy": float(hits) / len(data.train_labels),
+            "test_accuracy": float(right) / len(data.test_labels),
+            "active_fraction": active_fraction(net),
+            "active": [float(unit.active.sum()) for _, unit in units(net)],
+        }
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_images_are_trained_to_the_same_bits_as_by_a_loop_that_knows_nothing_else(smoothing: float) -> None:
+    recipe, data = replace(RECIPE, batch=20, label_smoothing=smoothing), images(noise=2)  # a smaller batch at the end
+    ours, theirs = sloped(), sloped()
+    rows = fitted(ours, recipe, data, omega=0.5, goal=0.4, start=1)
+    expected = list(plain_loop(theirs, data, recipe, 3, 0.5, 0.4, 1))
+    assert [list(row) for row in rows] == [list(row) for row in expected], "names in their order"
+    for row, other in zip(rows, expected, strict=True):
+        assert row.pop("lr") == pytest.approx(other.pop("lr"))
+        assert row == other
+    state = theirs.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_streams_differ_by_seed_purpose_and_epoch_and_are_pinned() -> None:
