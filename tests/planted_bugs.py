@@ -212,6 +212,21 @@ BUGS = [
         'strong.verdict != "higher"',
         "test_features.py",
     ),
+    ("fillings are read", "transformer.py", "src_key_padding_mask=padding)", ")", "test_transformer.py"),
+    ("later words are seen", "transformer.py", "> places[:, None]", "> places[:, None] + 1", "test_transformer.py"),
+    ("fillings are asked for", "tasks.py", "masked_fill(labels == PAD, NOT_ASKED)", "clone()", "test_transformer.py"),
+    (
+        "a penalty for each accumulated batch",
+        "training.py",
+        "omega > 0 and batch is step[0]:",
+        "omega > 0:",
+        "test_transformer.py",
+    ),
+    ("dropout goes on as it likes", "training.py", "        torch.manual_seed(seed)\n", "", "test_transformer.py"),
+    ("Adam forgets", "training.py", '"exp_avg_sq": "exp_avg_sq/", ', "", "test_transformer.py"),
+    ("warm-up an epoch long", "training.py", "epoch * steps + number)", "epoch)", "test_transformer.py"),
+    ("test numbers were trained on", "texts.py", "order[::-1][:test]", "order[:test]", "test_texts.py"),
+    ("empty sentences stay", "texts.py", "if all(pair)]", "if any(pair)]", "test_texts.py"),
 ]
 
 
