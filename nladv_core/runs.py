@@ -369,7 +369,7 @@ def seconds(spec: RunSpec) -> float:
     """Rough time of a run on one core, measured for small networks: to order runs by, never to promise."""
     if spec.data in texts.TEXTS:
         pairs = spec.train or texts.TEXTS[spec.data].rows["train"]
-        return 6e-3 * spec.recipe.epochs * pairs * nets.depth(spec.net) * spec.width * (spec.width + 0.1)
+        return 0.04 * spec.recipe.epochs * pairs * nets.depth(spec.net) * spec.width * (spec.width + 0.1)
     official = datasets.OFFICIAL.get(spec.data)  # None: digits, which say size and number themselves
     images = spec.train or (official.rows["train"] if official else 0)
     side = spec.size or (official.side if official else 0)
