@@ -156,8 +156,30 @@ class Chain(nn.Module):
         return x
 
 
+def lines(call: Callable[[], object]) -> int:
+    """How many lines of Python a call executes: its work, which no cache and no other program changes."""
+    count = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 def depth(failures: list[str]) -> list[dict[str, Any]]:
-    """First call and repeated mean per layer, up to 2,000 layers."""
+    """First call and repeated mean per layer, up to 2,000 layers.
+
+    Linear is what is required of the work (`lines`). Of time it cannot be: from about 1,000 layers on, the modules no
+    longer fit into the processor's cache, and each costs two to three times as much, once. Quadratic would be 8 times.
+    """
     makers: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
         "chain": (lambda d: Chain(d, False), (4,)),
         "residual chain": (lambda d: Chain(d, True), (4,)),
@@ -168,25 +190,30 @@ def depth(failures: list[str]) -> list[dict[str, Any]]:
         linearized = {d: nl.linearize(build(d), shape) for d in DEPTHS}
         for normalized in (True, False):
             per_layer: dict[str, list[float]] = {"first": [], "repeated": []}
+            work: list[float] = []
             for net in linearized.values():
                 call = lambda: nl.path_length(net, shape, normalized=normalized)  # noqa: B023
                 first, again = seconds(call, 5, paths._known.clear), seconds(call, 101)
                 layers = len(nl.units(net))
+                work.append(lines(call) / layers)
                 per_layer["first"].append(first / layers)
                 per_layer["repeated"].append(again / layers)
                 rows.append(
                     {"network": name, "layers": layers, "normalized": normalized, "first_s": first, "again_s": again}
+                    | {"lines": work[-1] * layers}
                 )
                 times = f"{first * 1e3:9.1f} ms {first / layers * 1e6:7.0f} us/layer"
-                times += f"   again {again * 1e3:7.3f} ms {again / layers * 1e6:6.2f} us/layer"
+                times += f"   again {again * 1e3:7.3f} ms {again / layers * 1e6:6.2f} us, {work[-1]:5.1f} lines/layer"
                 print(f"{name:19} {'NAPL' if normalized else 'APL':5} {layers:5d} layers {times}", flush=True)
             for what, costs in per_layer.items():
                 growth = costs[-1] / costs[0]
-                if growth > 2:  # quadratic cost would make it 8
+                if growth > 4:
                     failures.append(
                         f"{name}, {what} call: a layer costs {growth:.1f} times as much at {DEPTHS[-1]} as at "
                         f"{DEPTHS[0]}"
                     )
+            if work[-1] > 1.05 * work[0]:
+                failures.append(f"{name}, repeated call: {work[-1]:.1f} lines a layer, {work[0]:.1f} at {DEPTHS[0]}")
     return rows
 
 

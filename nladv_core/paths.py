@@ -153,11 +153,14 @@ class _Structure:
     def fits(self, net: GraphModule) -> bool:
         """Whether the network still has the structure that was analysed."""
         code, modules = self._fingerprint
-        return net._code is code and all(
-            (net if parent is None else parent)._modules.get(name) is module
-            and (config is None or _config(module) == config)
-            for parent, name, module, config in modules
-        )
+        if net._code is not code:
+            return False
+        for parent, name, module, config in modules:
+            if (net if parent is None else parent)._modules.get(name) is not module:
+                return False
+            if config is not None and not _has(module, *config):
+                return False
+        return True
 
     def activity(self) -> Tensor:
         """Active share of every channel, concatenated in execution order: float64 [Σ C] on the CPU."""
@@ -210,12 +213,30 @@ def _shapes(net: nn.Module, example_input: ExampleInput) -> list[tuple[int, ...]
     return [tuple(x.shape) for x in example_tensors(net, example_input)]  # refuses it, or knows the shape
 
 
+# Settings of a module by name, and how many attributes it has in all.
+_Config = tuple[tuple[tuple[str, Any], ...], int]
 # A parent of None is the network itself: the entry must not keep it alive.
-_Fingerprint = tuple[str, list[tuple[nn.Module | None, str, nn.Module, dict[str, Any] | None]]]
+_Fingerprint = tuple[str, list[tuple[nn.Module | None, str, nn.Module, _Config | None]]]
 
 
-def _config(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+def _config(module: nn.Module) -> _Config:
+    known = vars(module)
+    return tuple((name, value) for name, value in known.items() if name[0] != "_" and name != "training"), len(known)
+
+
+def _has(module: nn.Module, settings: tuple[tuple[str, Any], ...], count: int) -> bool:
+    """Whether a module still has these settings. Looks at identity first: deep networks do not fit into the cache."""
+    known = vars(module)
+    if len(known) != count:
+        return False
+    for name, value in settings:
+        now = known.get(name, _GONE)
+        if now is not value and now != value:
+            return False
+    return True
+
+
+_GONE = object()
 
 
 # ------------------------------------------------------------------------------------------------------- the recursion
