@@ -238,7 +238,7 @@ def styled(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> Any:
 
     spaced: Any = [{"selector": "th, td", "props": "padding: 0.2rem 0.5rem; text-align: right; white-space: nowrap"}]
     table = pd.DataFrame(rows).style.hide(axis="index").set_table_styles(spaced)
-    table = table.map(lambda cell: "white-space: normal; min-width: 11rem" if len(str(cell)) > 24 else "")
+    table = table.map(lambda cell: "white-space: normal !important; min-width: 11rem" if len(str(cell)) > 24 else "")
     return table.set_table_attributes('class="dataframe"')
 
 
