@@ -55,11 +55,12 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
 
 
 def scoreboard(judged: Sequence[claims.Judgement]) -> str:
-    """One row a claim: what it says, the verdict, evidence at reduced size."""
+    """One row a claim: what it says, the verdict, the first line of evidence at reduced size and how many follow it."""
     rows = []
     for one in judged:
         where = f" {{doc}}`{one.claim.chapter}`" if one.claim.chapter else ""
-        evidence = "; ".join(one.evidence) or "–"
+        first, *more = one.evidence or ("–",)
+        evidence = first + (f"; and {len(more)} more" if more else "")
         name = f"[{one.claim.id}](#claim-{one.claim.id.lower()})"
         rows.append([name, f"{one.claim.title} ({one.claim.section}){where}", f"**{one.verdict}**", evidence])
     return table(["", "claim", "verdict", "evidence at reduced size"], rows)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ class TestScoreboard:
         judged = claims.judge(results=tmp_path)
         rows = cells(pages.scoreboard(judged))[2:]
         assert rows[0][2] == "**differs**"
-        assert "81.3 % at NAPL 4.00" in rows[0][3]
+        assert "81.3 % at NAPL 4.00" in rows[0][3] and "more" not in rows[0][3]
+        several = [replace(one, evidence=("first", "second", "third")) for one in judged]
+        assert cells(pages.scoreboard(several))[2][3] == "first; and 2 more"
         assert rows[12][2] == "**differs**"  # C13: below 90 % at NAPL 3.5, too
         assert pages.verdicts(judged) == "1 reproduced, 11 not run, 2 differs"
         assert "* **CIFAR-10**: *differs* (88.10 % (95 % interval" in pages.ledger(judged)
