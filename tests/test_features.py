@@ -91,6 +91,7 @@ def test_starts_are_averaged_and_every_pair_is_compared() -> None:
         (-0.05, -0.05, "differs"),
         (0.0, 0.0, "inconclusive"),
         (0.05, 1e-9, "inconclusive"),
+        (0.0, 0.05, "inconclusive"),
     ],
 )
 def test_the_verdict_follows_the_rule_of_the_ledger(weak: float, strong: float, expected: str) -> None:

@@ -319,6 +319,8 @@ def test_common_channels_are_active_everywhere_and_in_order() -> None:
     assert [channel.number for channel in common if channel.layer == "relu2"] == [2, 3, 4]
     assert [channel.layer for channel in common] == ["relu1"] * 6 + ["relu2"] * 3 + ["relu3"] * 5
     assert str(common[0]) == "relu1, channel 0"
+    three = sharpness.common_channels(networks | {"c": bent(inactive=(3,))})
+    assert [channel.number for channel in three if channel.layer == "relu2"] == [2, 4]
     pixels = bent(granularity="pixel")
     dict(nl.units(pixels))["relu2"].active[0, :, 1:] = False  # active at some pixels
     dict(nl.units(pixels))["relu2"].active[1] = False
