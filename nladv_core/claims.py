@@ -28,7 +28,7 @@ from nladv_core.summaries import difference, edition_title
 VERDICTS = ("differs", "not run", "too few seeds", "inconclusive", "reproduced", "exceeds")
 SEEDS = 3  # fewer are not judged
 
-_APART = ("path lengths", "sharpness", "unwritten")  # statistics that need no runs
+_APART = ("path lengths", "sharpness")  # statistics that need no runs
 _CRITERIA = ("value", "at_least", "at_most", "direction", "within")
 _DEPTHS = (20, 32, 44, 56)
 
@@ -46,7 +46,7 @@ class Part:
     Attributes:
         name: what it is about.
         statistic: a name in `effects.STATISTICS`; `"path lengths"`: C14's, computed now; `"sharpness"`: C10's, from the
-            committed pictures (`features.verdict`); `"unwritten"`: its experiment does not exist yet.
+            committed pictures (`features.verdict`).
         experiment: `chapter` and parameters of it, at the tier "paper". Runs that differ from its runs in seed and
             strength only count as well; a seed counts once all networks of the experiment were linearized with it, at
             as many strengths (of what `at` interpolates and of retrainings, whatever there is counts).
@@ -251,8 +251,6 @@ def records(folder: Path) -> list[Record]:
 
 def outcome(part: Part, paper: Sequence[Record], pictures: Sequence[Any] = ()) -> Outcome:
     """Apply the rule of one part to the records of the `paper` tier, C10's to pictures of that tier."""
-    if part.statistic == "unwritten":
-        return Outcome("not run", "its experiment is not written yet")
     if part.statistic == "path lengths":
         return _path_lengths(part)
     if part.statistic == "sharpness":
@@ -346,9 +344,9 @@ def measured(part: Part, reduced: Sequence[Record]) -> tuple[str, ...]:
     return tuple(told.values())
 
 
-def _interval(found: Sequence[float]) -> str:
+def _interval(found: Sequence[float], unit: str = "") -> str:
     over = difference(found)
-    return f"{over.mean:.2f} (95 % interval {over.low:.2f} to {over.high:.2f})"
+    return f"{over.mean:.2f}{unit} (95 % interval {over.low:.2f} to {over.high:.2f})"
 
 
 def _network(spec: RunSpec) -> str:
@@ -368,7 +366,7 @@ def _verdict(part: Part, found: Sequence[float]) -> tuple[str, str]:
     """Verdict and numbers for one value a seed."""
     over = difference(found)
     percent = part.statistic == "at" and part.minus is None and (part.options or {})["column"] == "test_accuracy"
-    note = f"{over.mean:.2f}{' %' if percent else ''} (95 % interval {over.low:.2f} to {over.high:.2f})"
+    note = _interval(found, " %" if percent else "")
     low, high = (min(found), max(found)) if part.every else (over.low, over.high)
     if part.every:
         note = f"{low:.2f} to {high:.2f}"

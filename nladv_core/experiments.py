@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, get_args
 
-from nladv_core import nets, values
+from nladv_core import nets, specs, values
 from nladv_core.errors import SpecError
 from nladv_core.recipes import RECIPES
 from nladv_core.specs import RunSpec
@@ -67,7 +67,7 @@ class PathLength(Chapter):
         object.__setattr__(self, "network", self.network or ("resnet20" if self.tier == "smoke" else "resnet56"))
 
 
-MASKS = ("exact", "layer", "global")
+MASKS = specs.MASKS[1:]  # without "none"
 SCHEDULES = ("restart", "continue")
 
 
@@ -173,7 +173,7 @@ class EarlyAndLate(Chapter):
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
         """The harder of two data sets, where the paper sees more, comes first; last, it under the other schedule."""
-        if tier in ("smoke", "quick"):
+        if tier in LIVE:
             return super().editions(tier)
         seeds = (0, 1, 2)
         orders = [("cifar100", "restart"), ("cifar10", "restart"), ("cifar100", "continue")]
@@ -243,7 +243,7 @@ class Structure(Chapter):
 
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
-        """At reduced size what chapter 06 linearizes from published networks; in the paper's two data sets."""
+        """At reduced size what chapters 06 and 08 linearize from published networks; in the paper's two data sets."""
         if tier == "reduced":
             deep: dict[str, Any] = {"network": "akamaster/resnet56", "omega": 0.01, "epochs": 3}
             return [cls(tier=tier, device="cpu"), cls(tier=tier, device="cpu", **deep)]
@@ -582,7 +582,7 @@ class FeatureVisualization(Chapter):
         """The runs by what they are to each other (`features.ROLES`); none for a network taught by distillation."""
         if self._taught():
             return {}
-        small = _DIGITS_NET if self.tier in ("smoke", "quick") else None
+        small = _DIGITS_NET if self.tier in LIVE else None
         parent = self._parent(self.dataset, self.network or small, self.seed)
         if parent.data == "digits":
             parent = replace(parent, size=32)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Shares from 0 to 1 as cells, the first row at the bottom.
+_CELLS: dict[str, Any] = {"vmin": 0, "vmax": 1, "origin": "lower", "aspect": "auto", "interpolation": "nearest"}
 # How masks are carried over to a new network (`RunSpec.masks`), in words.
 MASKS = {"exact": "exact masks", "layer": "permuted within layers", "global": "permuted over the network"}
 _LOOKS = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PURPLE, "D", ":"), (RED, "v", "-"))
@@ -194,16 +196,7 @@ def masks_by_layer(masks: Mapping[str, Mapping[str, Tensor]], layers: Sequence[s
             for i, column in enumerate(columns):
                 cells[: len(column), i] = column
             extent = (0.5, len(columns) + 0.5, 0.5, len(cells) + 0.5)
-            axis.imshow(
-                cells,
-                cmap=ListedColormap(["#d9d9d9", BLUE]),
-                vmin=0,
-                vmax=1,
-                origin="lower",
-                aspect="auto",
-                extent=extent,
-                interpolation="nearest",
-            )
+            axis.imshow(cells, cmap=ListedColormap(["#d9d9d9", BLUE]), extent=extent, **_CELLS)
             for _, first, _ in stages(layers)[1:]:
                 axis.axvline(first + 0.5, color="#444444", linewidth=0.8, linestyle=":")
             axis.set(title=f"{title}: {int(np.nansum(cells))} of {int((~np.isnan(cells)).sum())} active", ylabel="unit")
@@ -389,16 +382,7 @@ def share_maps(
             names = [unit["name"] for unit in effects.linearized(records)[0].units]
             epochs, layers = shares.shape
             extent = (-0.5, epochs - 0.5, 0.5, layers + 0.5)
-            image = axis.imshow(
-                shares.T,
-                cmap="viridis",
-                vmin=0,
-                vmax=1,
-                origin="lower",
-                aspect="auto",
-                extent=extent,
-                interpolation="nearest",
-            )
+            image = axis.imshow(shares.T, cmap="viridis", extent=extent, **_CELLS)
             for name, first, count in stages(names):
                 if first:
                     axis.axhline(first + 0.5, color="white", linewidth=1.4)

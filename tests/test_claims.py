@@ -265,9 +265,9 @@ class TestLedger:
             assert "\n" not in str(refusal.value)
 
     def test_a_part_that_waits_takes_no_criterion(self) -> None:
-        with pytest.raises(SpecError, match="found value, but statistic 'unwritten' takes exactly nothing"):
-            Part(name="n", statistic="unwritten", value=1.0)
-        assert claims.outcome(Part(name="n", statistic="unwritten"), []).verdict == "not run"
+        with pytest.raises(SpecError, match="found value, but statistic 'sharpness' takes exactly nothing"):
+            Part(name="n", statistic="sharpness", value=1.0)
+        assert claims.outcome(Part(name="n", statistic="sharpness"), []).verdict == "not run"
 
     def test_refuses_a_claim_without_parts(self, tmp_path: Path) -> None:
         bad = tmp_path / "claims.toml"
