@@ -296,20 +296,17 @@ def _vocabulary(name: str, pairs: Sequence[Pair], size: int) -> Vocabulary:
     sentences = [side for pair in pairs for side in pair]
     version = importlib.import_module("tokenizers").__version__
     digest = hashlib.sha256(repr((sentences, size, version)).encode()).hexdigest()[:16]
-    path = cache_dir() / "vocabularies" / f"{name}-{size}-{digest}.json"
-    try:
-        found = Vocabulary(path.read_text("utf-8"))
-        if len(found) > 0:
-            return found
-    except OSError:
-        pass  # not learned yet
-    except Exception as error:  # the library's own, of no class of its own
-        if type(error) is not Exception:
-            raise
+    path = cache_dir() / "vocabularies" / f"{name}-{size}-{digest}.vocabulary"
+    try:  # the first line is the SHA-256 of the rest: a vocabulary that lost a bit would still be one
+        expected, _, content = path.read_bytes().partition(b"\n")
+        if expected.decode("ascii") == hashlib.sha256(content).hexdigest():
+            return Vocabulary(content.decode())
+    except (OSError, UnicodeDecodeError):
+        pass  # not learned yet, or damaged
     found = Vocabulary.learn(sentences, size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, found.content.encode())
+        write(path, f"{hashlib.sha256(found.content.encode()).hexdigest()}\n{found.content}".encode())
     except OSError:
         pass  # a cache that cannot be written only costs time
     return found
