@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parameters(parsed: argparse.Namespace) -> dict[str, Any]:
+    for name, _ in parsed.parameters:
+        if not name.isidentifier() or name.startswith("_"):  # a notebook keeps these for itself, unchecked
+            raise SpecError(f"{name!r} is not the name of a parameter; they are in the chapter's first cell")
     given = {name: _value(text) for name, text in parsed.parameters}
     if parsed.tier is not None:
         given["tier"] = parsed.tier
@@ -162,7 +165,7 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SpecError(f"{path} cannot be read ({error.strerror}); give a chapter or a JSON file with a run") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not JSON ({error}); expected the fields of a run") from None
 
 

@@ -314,7 +314,7 @@ class Store:
                 source = found["code"].get("source")
             else:
                 source = self.record(key).code.get("source")
-        except (RecordError, ValueError):  # NaN has no place in a spec
+        except (RecordError, ValueError, RecursionError):  # NaN has no place in a spec, nor have endless parents
             return "damaged"
         if path.parent == self.folder and source != code_version()["source"]:
             return "older code"

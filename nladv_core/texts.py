@@ -60,6 +60,8 @@ LONGEST = POSITIONS - 1
 # Numbers in words are below this one.
 NUMBERS = 10_000
 SMALLEST_VOCABULARY = 64
+# A file of a corpus has fewer bytes, unpacked; the real ones stay below 3 MB.
+_LARGEST = 1 << 28
 # What a text needs that images do not: extra `text` of the package.
 _NEEDED = ("tokenizers", "sacrebleu", "num2words")
 _FILES = {"train": "train", "test": "test_2016_flickr"}
@@ -403,6 +405,10 @@ def _content(folder: Path, name: str) -> bytes:
         )
     path = plain if plain.is_file() else packed
     try:
-        return plain.read_bytes() if path is plain else gzip.decompress(packed.read_bytes())
+        with plain.open("rb") if path is plain else gzip.open(packed) as file:
+            content = file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); restore it.") from None
+    if len(content) > _LARGEST:
+        raise DataError(f"{path} holds more than {_LARGEST >> 20} MB, expected a few; restore it.")
+    return content
