@@ -37,10 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not full and error.errno not in (errno.EACCES, errno.EPERM):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"nladv: {where}{error.strerror}; make room, then the same command goes on from there", file=sys.stderr)
+        what = "make room" if full else "check its permissions or name another place"
+        print(f"nladv: {where}{error.strerror}; {what}, then the same command goes on from there", file=sys.stderr)
         return 2
     return 0
 

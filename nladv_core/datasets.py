@@ -706,6 +706,7 @@ def _sum(tensors: Mapping[str, Tensor], value: Any) -> str:
 
 def _write_cache(cached: Path, tensors: dict[str, Tensor], told: str, value: Any) -> None:
     """Atomic: written under another name, synced, then renamed. `value` is what `_read_cache` gives back as `told`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = cached.with_suffix(f".{os.getpid()}.tmp")
@@ -714,6 +715,8 @@ def _write_cache(cached: Path, tensors: dict[str, Tensor], told: str, value: Any
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(cached)
+    except SafetensorError as error:  # its own for what the disk refuses
+        raise OSError(str(error)) from None
     finally:
         partial.unlink(missing_ok=True)
 

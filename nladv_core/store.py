@@ -249,8 +249,11 @@ class Store:
         if _KEY.fullmatch(key):  # anything else might lead elsewhere
             for folder in (self.folder, *self.also):
                 path = folder / f"{key}.json"
-                if path.is_file():
-                    return path
+                try:
+                    if path.is_file():
+                        return path
+                except PermissionError:
+                    raise _closed(folder) from None
         return None
 
     def has(self, key: str) -> bool:
@@ -267,9 +270,10 @@ class Store:
         seen: set[str] = set()
         for folder in (self.folder, *self.also):
             if folder.is_dir():
-                names = (
-                    entry.name.removesuffix(".json") for entry in os.scandir(folder) if entry.name.endswith(".json")
-                )
+                try:
+                    names = [entry.name[:-5] for entry in os.scandir(folder) if entry.name.endswith(".json")]
+                except PermissionError:
+                    raise _closed(folder) from None
                 fresh = {name for name in names if _KEY.fullmatch(name)} - seen
                 seen |= fresh
                 yield from sorted(fresh)
@@ -482,6 +486,12 @@ class Store:
                 os.replace(path, target)
                 moved.append(target)
         return moved
+
+
+def _closed(folder: Path) -> RecordError:
+    return RecordError(
+        f"{folder}: it cannot be read (Permission denied); check its permissions, or name another folder by NLADV_STORE"
+    )
 
 
 def _inside(name: str) -> str:
