@@ -37,10 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not full and error.errno not in (errno.EACCES, errno.EPERM):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"nladv: {where}{error.strerror}; make room, then the same command goes on from there", file=sys.stderr)
+        what = "make room" if full else "check its permissions or name another place"
+        print(f"nladv: {where}{error.strerror}; {what}, then the same command goes on from there", file=sys.stderr)
         return 2
     return 0
 
@@ -103,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parameters(parsed: argparse.Namespace) -> dict[str, Any]:
+    for name, _ in parsed.parameters:
+        if not name.isidentifier() or name.startswith("_"):  # a notebook keeps these for itself, unchecked
+            raise SpecError(f"{name!r} is not the name of a parameter; they are in the chapter's first cell")
     given = {name: _value(text) for name, text in parsed.parameters}
     if parsed.tier is not None:
         given["tier"] = parsed.tier
@@ -168,7 +173,7 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SpecError(f"{path} cannot be read ({error.strerror}); give a chapter or a JSON file with a run") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not JSON ({error}); expected the fields of a run") from None
 
 

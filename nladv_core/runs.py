@@ -25,7 +25,7 @@ from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
 from nladv_core.packing import Packing
 from nladv_core.specs import RunSpec
-from nladv_core.store import Busy, Record, RecordWarning, Store, code_version, untrained, with_slopes
+from nladv_core.store import Busy, Record, RecordWarning, Store, code_version, fill, untrained, with_slopes
 from nladv_core.workers import Pool, serve
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class _UnderWay:
             differ = [what for what, value in conditions.items() if progress.conditions.get(what) != value]
             if differ:
                 raise RecordError(f"it was begun with other {' and '.join(differ)}")
-            net.load_state_dict(state)
+            fill(net, state, "its tensors")
         except RecordError as error:
             tell(f"run {spec} was interrupted, and its checkpoint is of no use ({error}); it starts over")
             self.checkpoint.delete()
@@ -271,7 +271,7 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
     net: nn.Module = untrained(spec, task.outputs)
     parent = spec.parent
     if parent is not None and spec.masks == "none" and not parent.linearized:
-        net.load_state_dict(store.weights(parent))
+        fill(net, store.weights(parent), f"the weights of run {parent}")
     if spec.linearized:
         net = with_slopes(net, spec, task.shape)
     if parent is None:
@@ -284,7 +284,7 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
             taken_over = permute_masks(taken_over, scope, generator)
         apply_masks_(net, taken_over)
     elif parent.linearized:
-        net.load_state_dict(store.weights(parent))
+        fill(net, store.weights(parent), f"the weights of run {parent}")
     taken = store.record(parent).files["weights" if spec.masks == "none" else "masks"]["sha256"]
     return net, {"key": parent.key(), "sha256": taken}
 
@@ -389,6 +389,8 @@ def _usable(spec: RunSpec, store: Store, refresh: bool, weights: bool = False) -
     if state == "done" and weights:
         try:
             store.weights(spec)
+            if spec.linearized:
+                store.masks(spec)
         except RecordError:
             return False
     return state == "done" or (state == "older code" and not refresh)

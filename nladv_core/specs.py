@@ -260,7 +260,10 @@ class RunSpec:
         Raises:
             SpecError: not an object, unknown or missing fields, or values that the constructor refuses.
         """
-        return values.build(cls, found, "run")
+        try:
+            return values.build(cls, found, "run")
+        except RecursionError:
+            raise SpecError("run: its parents are nested too deep, expected a few generations") from None
 
     def __str__(self) -> str:
         what = f"{self.published or self.net} on {self.data}"
