@@ -1,9 +1,11 @@
 """What all benchmarks write, and the one table that `make bench` ends with.
 
 A script leaves `build/benchmarks/<name>.json`: its own measurements, and under `table` one row for each figure that is
-quoted, all in the same words. Run as a script this prints the rows of all such files.
+quoted, all in the same words. Run as a script this prints the rows of all such files; with `--keep` it also copies the
+files to `data/results/benchmarks`, from where the page `plan` takes its figures.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[1] / "build" / "benchmarks"
+from nladv_core.checkpoints import write
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "build" / "benchmarks"
+KEPT = ROOT / "data" / "results" / "benchmarks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,10 @@ def finish(name: str, table: Sequence[Row], missed: Sequence[str] = (), **told: 
 
 
 def main() -> int:
+    """Print the table; 1 if a bar was missed."""
+    parser = argparse.ArgumentParser(description="The table of all benchmarks that have been run.")
+    parser.add_argument("--keep", action="store_true", help=f"copy the files to {KEPT.relative_to(ROOT)}")
+    keep = parser.parse_args().keep
     print(f"{'what':44} {'baseline':>24} {'ours':>24} {'ratio':>8}  required")
     missed = False
     for path in sorted(FOLDER.glob("*.json")):
@@ -74,6 +84,9 @@ def main() -> int:
         for row in found.get("table", []):
             print(Row(**row))
         missed = missed or bool(found.get("missed"))
+        if keep:
+            KEPT.mkdir(parents=True, exist_ok=True)
+            write(KEPT / path.name, path.read_bytes())
     return 1 if missed else 0
 
 

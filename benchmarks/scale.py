@@ -3,9 +3,9 @@
 Records of as many runs are written to a temporary folder, with histories of five epochs, and each part of the library
 that walks over them is timed once: listing, `nladv status`, reading them all, what a campaign finds missing, and a plan
 for the engine. Snakemake itself plans as many jobs of one rule (a dry run), up to a number from which it takes minutes.
-Nothing is required: these are figures for the page `plan`, which takes them from `data/results/benchmarks`.
+Nothing is required: these are figures for the page `plan`.
 
-Run: this script, with `--runs N [N ...]` and `--jobs N [N ...]`; with `--keep`, the result is written to that folder.
+Run: this script, with `--runs N [N ...]` and `--jobs N [N ...]`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from report import FOLDER, finish
+from report import finish
 
 from nladv_core import grid, runs
 from nladv_core.checkpoints import write
@@ -29,7 +29,6 @@ from nladv_core.recipes import Recipe
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store, code_version
 
-KEPT = Path(__file__).resolve().parents[1] / "data" / "results" / "benchmarks"
 SPEC = RunSpec(data="cifar10", net="resnet56", recipe=Recipe(epochs=60, lr=0.1, batch=256), omega=0.001)
 
 _SNAKEFILE = """
@@ -120,16 +119,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, nargs="*", default=[1_000, 10_000])
     parser.add_argument("--jobs", type=int, nargs="*", default=[100, 1_000])
-    parser.add_argument(
-        "--keep", action="store_true", help=f"write the result to {KEPT.relative_to(KEPT.parents[2])} as well"
-    )
     given = parser.parse_args()
     rows = [engine(count) for count in given.jobs] + [row for count in given.runs for row in store(count)]
-    status = finish("scale", [], rows=rows)
-    if given.keep:
-        KEPT.mkdir(parents=True, exist_ok=True)
-        write(KEPT / "scale.json", (FOLDER / "scale.json").read_bytes())
-    return status
+    return finish("scale", [], rows=rows)
 
 
 if __name__ == "__main__":

@@ -234,6 +234,7 @@ def plan(results: Path) -> dict[str, str]:
         "plan_where": where,
         "plan_room": room_told,
         "plan_runs": f"{all_runs} runs, {all_epochs:,} epochs, {total / 1e18:.3g} × 10¹⁸ operations",
+        "plan_bench": _benchmarks(results / "benchmarks"),
         "plan_scale": _scale(results / "benchmarks" / "scale.json"),
     }
 
@@ -250,10 +251,25 @@ def _hours(hours: float) -> str:
     return f"{days:,.0f} days" if days < 1000 else f"{days / 365:.1f} years"
 
 
+def _benchmarks(folder: Path) -> str:
+    """The rows of all benchmarks whose results are committed, with the bars that were set before."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        for row in json.loads(path.read_text("utf-8")).get("table", []):
+            required, ratio = row["required"], row["ratio"]
+            bar = "none" if required is None else f"{'at most' if row['costs'] else 'at least'} {required:g}"
+            met = required is None or (ratio <= required if row["costs"] else ratio >= required)
+            cells = [row["what"], row["baseline"], row["ours"], f"{ratio:.2f}", bar if met else f"{bar}: **missed**"]
+            rows.append(cells)
+    return (
+        table(["what", "baseline", "ours", "ratio", "required"], rows) if rows else "Not run: `make bench` measures it."
+    )
+
+
 def _scale(path: Path) -> str:
     """Times by the number of runs, as `benchmarks/scale.py` left them."""
     if not path.is_file():
-        return "Not run: `python benchmarks/scale.py --keep` measures it."
+        return "Not run: `python benchmarks/scale.py` measures it."
     rows = json.loads(path.read_text("utf-8"))["rows"]
     counts = sorted({row["count"] for row in rows})
     found = {(row["what"], row["count"]): row for row in rows}

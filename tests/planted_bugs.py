@@ -227,6 +227,41 @@ BUGS = [
     ("warm-up an epoch long", "training.py", "epoch * steps + number)", "epoch)", "test_transformer.py"),
     ("test numbers were trained on", "texts.py", "order[::-1][:test]", "order[:test]", "test_texts.py"),
     ("empty sentences stay", "texts.py", "if all(pair)]", "if any(pair)]", "test_texts.py"),
+    ("doubling never pays", "packing.py", "> _WORTH_DOUBLING * half", "> 100 * half", "test_packing.py"),
+    (
+        "first epochs count",
+        "packing.py",
+        "            self._warm.add(worker)\n            return\n",
+        "",
+        "test_packing.py",
+    ),
+    ("memory is not looked at", "packing.py", "> 1.25 * each", "> 0", "test_packing.py"),
+    ("the last number of runs stays", "packing.py", "key=self._seen.__getitem__)", "default=0)", "test_packing.py"),
+    (
+        "children do not wait",
+        "runs.py",
+        "if spec.parent is not None and spec.parent.key() in todo:",
+        "if False and spec.parent is not None:",
+        "test_runs.py",
+    ),
+    ("nobody is killed when the time is up", "runs.py", "timeout=schedule.left()", "timeout=60", "test_campaign.py"),
+    ("work is not taken down", "runs.py", "begun.add(number)", "pass", "test_campaign.py"),
+    ("half of the operations", "costs.py", "return 3.0 * counter", "return 1.5 * counter", "test_costs.py"),
+    ("a run counted with each chapter", "costs.py", "link is not None and link not in seen", "link", "test_costs.py"),
+    (
+        "no compiler is an error",
+        "training.py",
+        "except TorchDynamoException as error",
+        "except KeyError as error",
+        "test_training.py",
+    ),
+    (
+        "bfloat16 rounds away the loss",
+        "training.py",
+        "logits.float().flatten",
+        "logits.bfloat16().flatten",
+        "test_training.py",
+    ),
 ]
 
 

@@ -101,9 +101,23 @@ class TestPlan:
         rows += [{"what": "bytes", "count": 10, "bytes": 2e6}]
         path = tmp_path / "scale.json"
         path.write_text(json.dumps({"rows": rows}))
+        assert pages._benchmarks(tmp_path).startswith("Not run")
         told = cells(pages._scale(path))
         assert told[0] == ["", "10 runs", "1,000 runs"]
         assert told[2:] == [["read", "120 s", "0.25 s"], ["bytes", "2 MB", "not tried"]]
+
+    def test_benchmarks_are_told_with_their_bars_and_what_was_missed(self, tmp_path: Path) -> None:
+        rows = [
+            {"what": what, "baseline": "a", "ours": "b", "ratio": ratio, "required": required, "costs": costs}
+            for what, ratio, required, costs in (
+                ("fast", 4.0, 3.0, False), ("slow", 2.0, 3.0, False), ("cheap", 1.1, 1.3, True),
+                ("dear", 1.4, 1.3, True), ("told", 2.0, None, False),
+            )
+        ]  # fmt: skip
+        (tmp_path / "one.json").write_text(json.dumps({"table": rows}))
+        told = {row[0]: row[-1] for row in cells(pages._benchmarks(tmp_path))[2:]}
+        assert told["fast"] == "at least 3" and told["slow"] == "at least 3: **missed**"
+        assert told["cheap"] == "at most 1.3" and told["dear"].endswith("**missed**") and told["told"] == "none"
 
 
 class TestScoreboard:
