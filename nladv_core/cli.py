@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "Compute the missing runs of a chapter, runs by key, or the run that a JSON file specifies.")
     run.add_argument("what", metavar="chapter|key|spec.json", nargs="+", help="one chapter, one file, or keys")
     run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    run.add_argument("--devices", type=int, default=1, help="for each run, one after the other: GPUs, or CPU processes")
     status = add("status", _status, "Say which runs are stored, chapter by chapter.")
     why = add("why", _why, "Say why a stored run is used or not, and what computing it would take.")
     why.add_argument("key", help="a run's key, or as much of it as is unique")
@@ -138,7 +139,8 @@ def _run(parsed: argparse.Namespace) -> None:
         refresh, start = given.get("tier") in tiers.LIVE, time.perf_counter()
         number = f"{len(parsed.what)} run{'s' * (len(parsed.what) > 1)}"
         print(f"{number}: computing ...", flush=True)
-        runs.run(grid.specs(parsed.what, given.get("tier")), workers=parsed.workers, refresh=refresh)
+        wanted = grid.specs(parsed.what, given.get("tier"))
+        runs.run(wanted, workers=parsed.workers, refresh=refresh, devices=parsed.devices)
         print(f"{number}: done in {time.perf_counter() - start:.1f} s", flush=True)
         return
     if len(parsed.what) > 1:
@@ -147,9 +149,9 @@ def _run(parsed: argparse.Namespace) -> None:
         if given:
             raise SpecError("a run given as a file takes no parameters; write them into the file")
         spec = runs.RunSpec.from_json(_json(Path(what)))
-        frame = runs.run([spec], workers=parsed.workers)
+        frame = runs.run([spec], workers=parsed.workers, devices=parsed.devices)
     else:
-        frame = experiments.chapter(what, given).run(workers=parsed.workers)
+        frame = experiments.chapter(what, given).run(workers=parsed.workers, devices=parsed.devices)
     if frame.empty:
         print("nothing to compute: this chapter needs no runs")
         return

@@ -43,6 +43,7 @@ _DECIDING = (
     "transformer",
     "texts",
     "tasks",
+    "devices",
     "training",
     "runs",
 )
@@ -77,7 +78,7 @@ class Record:
         files: file name and SHA-256 of weights and masks.
         created: UTC time, ISO 8601.
         execution: what does not decide the result, empty in older records: `resumed_after`, the epochs after which the
-            run was interrupted and taken up again.
+            run was interrupted and taken up again; `devices`, on how many it ran if that was more than one.
     """
 
     key: str

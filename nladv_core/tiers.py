@@ -209,13 +209,16 @@ class Chapter:
         """The parameters at `tier` whose records are committed and shown on the page, the most urgent first."""
         return [cls(tier=tier, device="cpu")]
 
-    def run(self, store: Store | None = None, *, workers: int | None = None, progress: bool = True) -> pd.DataFrame:
-        """Compute what is missing and return one row per run (`Store.frame`).
+    def run(
+        self, store: Store | None = None, *, workers: int | None = None, progress: bool = True, devices: int = 1
+    ) -> pd.DataFrame:
+        """Compute what is missing and return one row per run (`Store.frame`); arguments as of `runs.run`.
 
         At smoke and quick also what other sources than today's computed; larger runs never go stale.
         """
         refresh = self.tier in LIVE
-        return runs.run(self.specs(), store, workers=workers, progress=progress, device=self.device, refresh=refresh)
+        more: dict[str, Any] = {"workers": workers, "progress": progress, "device": self.device, "devices": devices}
+        return runs.run(self.specs(), store, refresh=refresh, **more)
 
     def _parent(
         self,
