@@ -1,14 +1,12 @@
 """One network over several devices, tried with two processes on the CPU: gradients, records, agreement, accidents."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +19,9 @@ from nladv_core.recipes import Recipe
 from nladv_core.runs import RunSpec, Store
 from nladv_core.tasks import NOT_ASKED, Batch, stream
 from nladv_core.workers import Pool
+
+# One worker holds the ranks that the tests below share.
+pytestmark = pytest.mark.xdist_group("devices")
 
 PARENT = RunSpec(data="digits", net="resnet8", size=8, train=96, test=50, recipe=Recipe(epochs=2, lr=0.05, batch=32))
 CHILD = replace(PARENT, parent=PARENT, omega=2.0, recipe=Recipe(epochs=3, lr=0.05, batch=32))
@@ -129,18 +130,21 @@ def test_a_run_on_two_devices_that_was_interrupted_goes_on(team: Team, tmp_path:
     assert (found.history, found.files) == (expected.history, expected.files)
 
 
-def test_a_rank_that_dies_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_run_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait for it in vain; nobody waits for them."""
+    pools: list[Pool] = []
+    monkeypatch.setattr(devices, "Pool", lambda *what: pools.append(Pool(*what)) or pools[0])
 
     def kill(row: dict[str, Any]) -> None:
-        _, second = sorted(psutil.Process().children(), key=lambda child: child.create_time())[-2:]
-        second.send_signal(signal.SIGKILL)
+        pools[0].processes[1].kill()
 
     long = replace(PARENT, recipe=Recipe(epochs=500, lr=0.05, batch=32))
-    before = psutil.Process().children()
     with pytest.raises(NladvError, match="process 1 of its 2 ended with signal 9; run it again"):
         devices.compute(long, Store(tmp_path, ()), count=2, device="cpu", on_epoch=kill)
-    assert psutil.Process().children() == before
+    assert all(process.poll() is not None for process in pools[0].processes)
+
+
+def test_a_run_that_diverges_on_two_devices_is_told_as_on_one(tmp_path: Path) -> None:
     diverging = replace(PARENT, recipe=Recipe(epochs=2, lr=1e30, batch=32))
     with pytest.raises(runs.RunFailed, match="the loss became NaN"):
         runs.run([diverging], Store(tmp_path, ()), devices=2, device="cpu", progress=False)
