@@ -57,11 +57,9 @@ def pages() -> list[Path]:
     Raises:
         SpecError: an entry of `_toc.yml` has no file.
     """
-    import yaml
-
     root = project_root()
     found = []
-    for entry in _entries(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))):
+    for entry in _entries(_settings(root / "_toc.yml")):
         files = [root / f"{entry}{suffix}" for suffix in (".ipynb", ".md") if (root / f"{entry}{suffix}").is_file()]
         if not files:
             raise SpecError(
@@ -386,7 +384,7 @@ def _configuration() -> str:
 
     from nladv_core import pages as computed
 
-    found = yaml.safe_load((project_root() / "_config.yml").read_text(encoding="utf-8"))
+    found = _settings(project_root() / "_config.yml")
     found["parse"]["myst_substitutions"] = computed.substitutions()
     url = os.environ.get("NLADV_REPOSITORY_URL", "").strip().rstrip("/")
     if url:
@@ -400,6 +398,24 @@ def _configuration() -> str:
         found["html"] |= dict.fromkeys(("use_repository_button", "use_edit_page_button", "use_issues_button"), True)
         found["launch_buttons"] = {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org"}
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A YAML file of plain values; a tag in it builds nothing.
+
+    Raises:
+        SpecError: it is something else.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SpecError(f"{path.name} cannot be read as YAML of plain values ({reason}); restore it") from None
+    if not isinstance(found, dict):
+        raise SpecError(f"{path.name} holds {type(found).__name__}, expected names with values; restore it")
+    return found
 
 
 def _find(chapter: str | Path) -> Path:

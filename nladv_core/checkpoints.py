@@ -71,8 +71,6 @@ class Checkpoint:
         Raises:
             RecordError: the checkpoint is damaged: unreadable, or not what its checksums say.
         """
-        from safetensors.torch import load
-
         found = self._read()
         if found is None:
             return None
@@ -84,8 +82,10 @@ class Checkpoint:
         if hashlib.sha256(content).hexdigest() != checksum:
             raise RecordError(f"{self.folder / name} has another checksum than {self._json.name} says")
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "momentum": {}}
-        for full, tensor in load(content).items():
+        for full, tensor in tensors(content, self.folder / name).items():
             part, _, parameter = full.partition(":")
+            if part not in parts:
+                raise RecordError(f"{self.folder / name} holds {full!r}, expected weights and momenta")
             parts[part][parameter] = tensor
         return progress, parts["net"], parts["momentum"]
 
@@ -95,12 +95,23 @@ class Checkpoint:
             body = found["body"]
             if hashlib.sha256(values.text(body).encode()).hexdigest() != found["sha256"]:
                 raise RecordError(f"{self._json} does not have the checksum it names")
-            return Progress(**body["progress"]), Path(body["tensors"]).name, body["sha256"]
+            progress, name = Progress(**body["progress"]), body["tensors"]
+            kinds: dict[str, Any] = {
+                "conditions": dict,
+                "history": list,
+                "seconds": (int, float),
+                "resumed_after": list,
+            }
+            if not all(isinstance(getattr(progress, field), kind) for field, kind in kinds.items()):
+                raise ValueError
+            if name != f"{self.key}.{progress.epochs}.safetensors":
+                raise RecordError(f"{self._json} names the file {name!r}, expected the one of its epoch")
+            return progress, name, body["sha256"]
         except FileNotFoundError:
             return None
         except OSError as error:
             raise RecordError(f"{self._json} cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, RecordError):
                 raise
             raise RecordError(f"{self._json} is not a checkpoint") from None
@@ -114,9 +125,9 @@ class Checkpoint:
         from safetensors.torch import save
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"net:{name}": tensor.detach().cpu().contiguous() for name, tensor in net.items()}
-        tensors |= {f"momentum:{name}": tensor.detach().cpu().contiguous() for name, tensor in momenta.items()}
-        content = save(tensors)
+        kept = {f"net:{name}": tensor.detach().cpu().contiguous() for name, tensor in net.items()}
+        kept |= {f"momentum:{name}": tensor.detach().cpu().contiguous() for name, tensor in momenta.items()}
+        content = save(kept)
         name = f"{self.key}.{progress.epochs}.safetensors"
         write(self.folder / name, content)
         body = {"progress": asdict(progress), "tensors": name, "sha256": hashlib.sha256(content).hexdigest()}
@@ -131,6 +142,21 @@ class Checkpoint:
         self._json.unlink(missing_ok=True)
         for left in self.folder.glob(f"{self.key}.*"):
             left.unlink(missing_ok=True)
+
+
+def tensors(content: bytes, where: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read from `where`, in no particular order.
+
+    Raises:
+        RecordError: it is something else; a pickle, which could run code, is never opened as one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{where} is not a safetensors file ({error}); delete it, then it is made again") from None
 
 
 def write(path: Path, content: bytes) -> None:

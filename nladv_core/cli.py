@@ -37,10 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not full and error.errno not in (errno.EACCES, errno.EPERM):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"nladv: {where}{error.strerror}; make room, then the same command goes on from there", file=sys.stderr)
+        what = "make room" if full else "check its permissions or name another place"
+        print(f"nladv: {where}{error.strerror}; {what}, then the same command goes on from there", file=sys.stderr)
         return 2
     return 0
 
@@ -58,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("what", metavar="chapter|key|spec.json", nargs="+", help="one chapter, one file, or keys")
     run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     run.add_argument("--devices", type=int, default=1, help="for each run, one after the other: GPUs, or CPU processes")
+    run.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the training step (default: on a GPU, for runs that last)",
+    )
     status = add("status", _status, "Say which runs are stored, chapter by chapter.")
     why = add("why", _why, "Say why a stored run is used or not, and what computing it would take.")
     why.add_argument("key", help="a run's key, or as much of it as is unique")
@@ -99,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parameters(parsed: argparse.Namespace) -> dict[str, Any]:
+    for name, _ in parsed.parameters:
+        if not name.isidentifier() or name.startswith("_"):  # a notebook keeps these for itself, unchecked
+            raise SpecError(f"{name!r} is not the name of a parameter; they are in the chapter's first cell")
     given = {name: _value(text) for name, text in parsed.parameters}
     if parsed.tier is not None:
         given["tier"] = parsed.tier
@@ -132,6 +142,7 @@ def _run(parsed: argparse.Namespace) -> None:
     from nladv_core import experiments, grid, runs, tiers
 
     given = _parameters(parsed)
+    how = {"workers": parsed.workers, "compiled": parsed.compile, "devices": parsed.devices}
     what = parsed.what[0]
     if all(_KEY.fullmatch(key) for key in parsed.what):
         if set(given) - {"tier"}:
@@ -139,8 +150,7 @@ def _run(parsed: argparse.Namespace) -> None:
         refresh, start = given.get("tier") in tiers.LIVE, time.perf_counter()
         number = f"{len(parsed.what)} run{'s' * (len(parsed.what) > 1)}"
         print(f"{number}: computing ...", flush=True)
-        wanted = grid.specs(parsed.what, given.get("tier"))
-        runs.run(wanted, workers=parsed.workers, refresh=refresh, devices=parsed.devices)
+        runs.run(grid.specs(parsed.what, given.get("tier")), refresh=refresh, **how)
         print(f"{number}: done in {time.perf_counter() - start:.1f} s", flush=True)
         return
     if len(parsed.what) > 1:
@@ -149,9 +159,9 @@ def _run(parsed: argparse.Namespace) -> None:
         if given:
             raise SpecError("a run given as a file takes no parameters; write them into the file")
         spec = runs.RunSpec.from_json(_json(Path(what)))
-        frame = runs.run([spec], workers=parsed.workers, devices=parsed.devices)
+        frame = runs.run([spec], **how)
     else:
-        frame = experiments.chapter(what, given).run(workers=parsed.workers, devices=parsed.devices)
+        frame = experiments.chapter(what, given).run(**how)
     if frame.empty:
         print("nothing to compute: this chapter needs no runs")
         return
@@ -164,7 +174,7 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SpecError(f"{path} cannot be read ({error.strerror}); give a chapter or a JSON file with a run") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not JSON ({error}); expected the fields of a run") from None
 
 

@@ -527,7 +527,7 @@ def _source(name: str) -> tuple[str, Callable[[], Source | _Decoded]]:
         return fingerprint, lambda: source
     packs = find_packs(name, folder, official, help_)
     paths = [path for found in packs.values() for path in found]
-    told = _file_end if official.mapped else _file_sum
+    told = _file_end if official.mapped else _listed_sum
     fingerprint = "".join(f"{path.name}\n{path.stat().st_size}\n{told(path)}\n" for path in paths)
     return fingerprint, lambda: pack_source(packs, official)
 
@@ -575,6 +575,26 @@ def _file_sum(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions or copy it again.") from None
+
+
+def _listed_sum(path: Path) -> str:
+    """The sum of a file, which must be the one that a `SHA256SUMS` in its folder or the one above says, if one does."""
+    found = _file_sum(path)
+    for folder in (path.parent, path.parent.parent):
+        listed = folder / "SHA256SUMS"
+        try:
+            lines = listed.read_text("utf-8").splitlines() if listed.is_file() else []
+        except (OSError, UnicodeDecodeError):
+            raise DataError(f"{listed} cannot be read; restore it or take it away.") from None
+        for line in lines:
+            expected, _, name = line.partition(" ")
+            name = name.lstrip(" *").removeprefix("./")  # as sha256sum writes them, of text and of binary files
+            if name == path.relative_to(folder).as_posix() and expected != found:
+                raise DataError(
+                    f"{path} has SHA-256 {found}, but {listed} says {expected}: it is damaged or another file; copy it "
+                    "again."
+                )
+    return found
 
 
 def _file_end(path: Path) -> str:
@@ -642,7 +662,7 @@ def _decoded(cached: Path, read: Callable[[], _Decoded]) -> _Decoded:
         stored = _read_cache(cached, "classes")
         if stored is None:
             stored = read()
-            _write_cache(cached, stored[0], {"classes": json.dumps(stored[1])})
+            _write_cache(cached, stored[0], "classes", stored[1])
         return stored[0], tuple(stored[1])
 
 
@@ -663,27 +683,40 @@ def _cache(lock: Path) -> Iterator[None]:
 
 
 def _read_cache(cached: Path, told: str) -> tuple[dict[str, Tensor], Any] | None:
-    """Tensors and what the metadata tell (JSON); None if there is none, or one that something cut short."""
+    """Tensors and what the metadata tell (JSON); None if there is none, or one that something cut short or changed."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(cached, framework="pt") as file:
-            metadata = json.loads(file.metadata()[told])
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
-    except (FileNotFoundError, SafetensorError):
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            value, checksum = json.loads(file.metadata()[told])
+            return (tensors, value) if checksum == _sum(tensors, value) else None
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
         return None  # it can always be made again
 
 
-def _write_cache(cached: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Atomic: written under another name, synced, then renamed."""
+def _sum(tensors: Mapping[str, Tensor], value: Any) -> str:
+    """SHA-256 of all that a file of the cache holds."""
+    digest = hashlib.sha256(json.dumps(value).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} ".encode())
+        _add(digest, tensor)
+    return digest.hexdigest()
+
+
+def _write_cache(cached: Path, tensors: dict[str, Tensor], told: str, value: Any) -> None:
+    """Atomic: written under another name, synced, then renamed. `value` is what `_read_cache` gives back as `told`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = cached.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, partial, metadata=metadata)
+        save_file(tensors, partial, metadata={told: json.dumps([value, _sum(tensors, value)])})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(cached)
+    except SafetensorError as error:  # its own for what the disk refuses
+        raise OSError(str(error)) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -762,7 +795,7 @@ def _prepared(
                 partial.unlink(missing_ok=True)
             _add(digest, found)
             stored = {"labels": found, "values": values}, digest.hexdigest()
-            _write_cache(labels, stored[0], {"sha256": json.dumps(stored[1])})
+            _write_cache(labels, stored[0], "sha256", stored[1])
         (tensors, sha256) = stored
         return MappedImages(pixels, shape), tensors["labels"], _Summary(sha256, tensors["values"])
 

@@ -205,9 +205,9 @@ def compute(
         "count": count,
         "port": _free_port(),
     }
-    with Pool(count, __name__, "_serve") as pool:
+    with Pool(__name__, "_serve") as pool:
         for rank in range(count):
-            pool.give(rank, {**job, "rank": rank})
+            pool.give(pool.start(), {**job, "rank": rank})
         left = set(range(count))
         while left:
             rank, message = pool.events.get()

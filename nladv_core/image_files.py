@@ -115,15 +115,17 @@ def _decode(row: Row, official: Official) -> Tensor:
                 picture = picture.resize(size, Image.Resampling.BILINEAR)
                 left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
                 pixels = np.array(picture.crop((left, top, left + side, top + side)))
-            else:
+            elif image.size == (side, side):
                 pixels = np.array(image.convert("RGB"))
+            else:  # known from its header: a small file may have pixels without end
+                raise DataError(f"{row.where} is {image.size[0]} x {image.size[1]} pixels; expected {side} x {side}.")
+    except DataError:
+        raise
     except Exception as error:  # on foreign bytes decoders raise OSError, SyntaxError, struct.error, ...: undocumented
         raise DataError(
             f"{row.where} cannot be decoded ({type(error).__name__}); expected a PNG, WebP or JPEG file: "
             f"{COPY_AGAIN if not isinstance(row.content, Path) else 'copy it again'}."
         ) from None
-    if pixels.shape != (side, side, 3):
-        raise DataError(f"{row.where} is {pixels.shape[1]} x {pixels.shape[0]} pixels; expected {side} x {side}.")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

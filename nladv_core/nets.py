@@ -20,7 +20,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -425,6 +424,8 @@ def check(name: str, *, width: float = 1.0, residual: bool = True, shortcut: str
     family, _ = _parse(name)
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not math.isfinite(width) or width <= 0:
         raise SpecError(f"width is {width!r}; the width factor must be a finite number above 0 (1.0 is the paper's).")
+    if width > 64:  # a slip of the pen would fill the memory
+        raise SpecError(f"width is {width!r}; the width factor may be at most 64 (1.0 is the paper's).")
     if family == "transformer" and 512 * width % MULTIPLE:
         raise SpecError(
             f"width is {width!r}, which makes {512 * width:g} numbers a token; {name} wants a multiple of "
@@ -623,10 +624,14 @@ def load_published(name: str, folder: str | Path | None = None) -> nn.Module:
         )
     try:
         stored = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # on foreign bytes torch raises UnpicklingError, RuntimeError, EOFError, ...: undocumented
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{name}: {path} is the published file, but this version of torch cannot read it: {error}"
-        ) from error
+            f"{name}: {path} has the published checksum, but this version of torch cannot read it ({reason}); use "
+            "the version that constraints.txt names."
+        ) from None
     stored = stored.get("state_dict", stored)
     net = build(published.net, classes=published.classes)
     net.load_state_dict({key.removeprefix("module."): value for key, value in stored.items()})

@@ -62,6 +62,8 @@ class Recipe:
         for name in ("epochs", "batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise SpecError(f"recipe: {name} is {getattr(self, name)}, expected at least 1")
+            if getattr(self, name) > 10**6:  # a slip of the pen would run for ever
+                raise SpecError(f"recipe: {name} is {float(getattr(self, name)):g}, expected at most a million")
         if not self.lr > 0:
             raise SpecError(f"recipe: lr is {self.lr:g}, expected a learning rate above 0")
         for name in ("momentum", "label_smoothing", *(() if self.optimizer == "sgd" else ("betas",))):

@@ -1,7 +1,8 @@
 """Finished runs on disk: one JSON record each, weights and masks as safetensors.
 
 A run is three files in one folder: `<key>.weights.safetensors`, `<key>.masks.safetensors` (linearized ones only) and
-`<key>.json`, written last: whoever sees the record sees the rest.
+`<key>.json`, written last: whoever sees the record sees the rest. A record ends with the SHA-256 of all that stands
+before it, so that a bit that flipped is noticed as well.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nladv_core import places, values
-from nladv_core.checkpoints import Checkpoint, write
+from nladv_core.checkpoints import Checkpoint, tensors, write
 from nladv_core.errors import NladvError, RecordError, SpecError
 
 # Whatever needs torch is imported where it is used: which runs there are is told without it.
@@ -77,8 +79,9 @@ class Record:
             weights their name, source, URL and SHA-256.
         files: file name and SHA-256 of weights and masks.
         created: UTC time, ISO 8601.
-        execution: what does not decide the result, empty in older records: `resumed_after`, the epochs after which the
-            run was interrupted and taken up again; `devices`, on how many it ran if that was more than one.
+        execution: what does not decide the result, but for the rounding of sums; empty in older records:
+            `resumed_after`, the epochs after which the run was interrupted and taken up again, and `compiled`, whether
+            its step was.
     """
 
     key: str
@@ -124,16 +127,30 @@ class Record:
 
 
 _REMEDY = "delete it, then `nladv run` computes it again"
+# How a record ends: the SHA-256 of the text without this member. Older records have none.
+_SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"}$')
+_KEY = re.compile("[0-9a-f]{12}")
+
+
+def _sealed(text: str) -> bytes:
+    """The text of a record with its checksum as last member."""
+    return f'{text[:-1]},"sha256":"{hashlib.sha256(text.encode()).hexdigest()}"}}'.encode()
 
 
 def _content(path: Path) -> dict[str, Any]:
     """The fields of a record file, of the right kinds, its spec not looked into."""
     try:
-        found = json.loads(path.read_bytes())
+        content = path.read_bytes().rstrip()
+        found = json.loads(content)
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
     except (ValueError, RecursionError):
         raise RecordError(f"{path}: found something that is not JSON, expected a run record; {_REMEDY}") from None
+    seal = _SEAL.search(content, max(0, len(content) - 100))
+    if isinstance(found, dict) and found.pop("sha256", None) is not None:
+        body = content[: seal.start()] + b"}" if seal else b""
+        if seal is None or hashlib.sha256(body).hexdigest() != seal[1].decode():
+            raise RecordError(f"{path}: its checksum is not the one it ends with: damaged or edited; {_REMEDY}")
     if not isinstance(found, dict) or {"execution", *found} != set(Record.__dataclass_fields__):
         raise RecordError(f"{path}: found JSON without the fields of a run record; {_REMEDY}")
     kinds = {"metrics": dict, "history": list, "units": list, "code": dict, "data": dict, "files": dict}
@@ -195,6 +212,19 @@ def with_slopes(net: nn.Module, spec: RunSpec, shape: Sequence[int]) -> nn.Modul
     return linearize(net, nets.example(spec.net, shape), granularity=granularity)
 
 
+def fill(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Put a stored state dict into a network.
+
+    Raises:
+        RecordError: it has other names or shapes than the network.
+    """
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise RecordError(f"{what} do not fit the network ({first}): another run's, or edited; {_REMEDY}") from None
+
+
 class Store:
     """Finished runs in a folder, and in others beside it that are only read.
 
@@ -218,10 +248,14 @@ class Store:
     # -- reading
 
     def _find(self, key: str) -> Path | None:
-        for folder in (self.folder, *self.also):
-            path = folder / f"{key}.json"
-            if path.is_file():
-                return path
+        if _KEY.fullmatch(key):  # anything else might lead elsewhere
+            for folder in (self.folder, *self.also):
+                path = folder / f"{key}.json"
+                try:
+                    if path.is_file():
+                        return path
+                except PermissionError:
+                    raise _closed(folder) from None
         return None
 
     def has(self, key: str) -> bool:
@@ -238,8 +272,11 @@ class Store:
         seen: set[str] = set()
         for folder in (self.folder, *self.also):
             if folder.is_dir():
-                names = (entry.name for entry in os.scandir(folder) if entry.name.endswith(".json"))
-                fresh = {name.removesuffix(".json") for name in names} - seen
+                try:
+                    names = [entry.name[:-5] for entry in os.scandir(folder) if entry.name.endswith(".json")]
+                except PermissionError:
+                    raise _closed(folder) from None
+                fresh = {name for name in names if _KEY.fullmatch(name)} - seen
                 seen |= fresh
                 yield from sorted(fresh)
 
@@ -283,7 +320,7 @@ class Store:
                 source = found["code"].get("source")
             else:
                 source = self.record(key).code.get("source")
-        except (RecordError, ValueError):  # NaN has no place in a spec
+        except (RecordError, ValueError, RecursionError):  # NaN has no place in a spec, nor have endless parents
             return "damaged"
         if path.parent == self.folder and source != code_version()["source"]:
             return "older code"
@@ -324,8 +361,6 @@ class Store:
         return pd.DataFrame(rows)
 
     def _tensors(self, run: RunSpec | str, what: str) -> dict[str, Tensor]:
-        from safetensors.torch import load
-
         record = self.record(run)
         path = self._find(record.key)
         file = record.files.get(what)
@@ -341,7 +376,7 @@ class Store:
                 f"{where}: its checksum is not the record's: damaged or replaced; delete it and {path.name}, then "
                 "`nladv run` computes them again"
             )
-        return dict(sorted(load(content).items()))  # safetensors gives them in an order that differs from call to call
+        return dict(sorted(tensors(content, where).items()))  # they come in an order that differs from call to call
 
     def weights(self, run: RunSpec | str) -> dict[str, Tensor]:
         """Final weights, slopes and masks as a state dict on the CPU; checksum verified.
@@ -370,14 +405,21 @@ class Store:
         net: nn.Module = untrained(spec, record.data["classes"])
         if spec.linearized:
             net = with_slopes(net, spec, record.data["shape"])
-        net.load_state_dict(self.weights(record.key))
+        fill(net, self.weights(record.key), f"the weights of run {spec}")
         return net.eval()
 
     # -- writing
 
     def checkpoint(self, run: RunSpec | str) -> Checkpoint:
-        """What is kept of a run under way (there may be nothing)."""
-        return Checkpoint(self.folder, run if isinstance(run, str) else run.key())
+        """What is kept of a run under way (there may be nothing).
+
+        Raises:
+            RecordError: a text that is no key.
+        """
+        key = run if isinstance(run, str) else run.key()
+        if not _KEY.fullmatch(key):
+            raise RecordError(f"{key!r} is not the key of a run, expected 12 hex digits")
+        return Checkpoint(self.folder, key)
 
     @contextmanager
     def lock(self, run: RunSpec, *, wait: bool = True) -> Iterator[None]:
@@ -428,7 +470,7 @@ class Store:
                 files[what] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
             record = Record(**(record.__dict__ | {"files": files}))
             text = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
-            write(self.folder / f"{record.key}.json", text.encode())
+            write(self.folder / f"{record.key}.json", _sealed(text))
         except OSError as error:
             raise RecordError(
                 f"{self.folder}: the result cannot be written ({error.strerror or error}); make room there, or name "
@@ -446,6 +488,12 @@ class Store:
                 os.replace(path, target)
                 moved.append(target)
         return moved
+
+
+def _closed(folder: Path) -> RecordError:
+    return RecordError(
+        f"{folder}: it cannot be read (Permission denied); check its permissions, or name another folder by NLADV_STORE"
+    )
 
 
 def _inside(name: str) -> str:

@@ -60,6 +60,8 @@ LONGEST = POSITIONS - 1
 # Numbers in words are below this one.
 NUMBERS = 10_000
 SMALLEST_VOCABULARY = 64
+# A file of a corpus has fewer bytes, unpacked; the real ones stay below 3 MB.
+_LARGEST = 1 << 28
 # What a text needs that images do not: extra `text` of the package.
 _NEEDED = ("tokenizers", "sacrebleu", "num2words")
 _FILES = {"train": "train", "test": "test_2016_flickr"}
@@ -296,20 +298,17 @@ def _vocabulary(name: str, pairs: Sequence[Pair], size: int) -> Vocabulary:
     sentences = [side for pair in pairs for side in pair]
     version = importlib.import_module("tokenizers").__version__
     digest = hashlib.sha256(repr((sentences, size, version)).encode()).hexdigest()[:16]
-    path = cache_dir() / "vocabularies" / f"{name}-{size}-{digest}.json"
-    try:
-        found = Vocabulary(path.read_text("utf-8"))
-        if len(found) > 0:
-            return found
-    except OSError:
-        pass  # not learned yet
-    except Exception as error:  # the library's own, of no class of its own
-        if type(error) is not Exception:
-            raise
+    path = cache_dir() / "vocabularies" / f"{name}-{size}-{digest}.vocabulary"
+    try:  # the first line is the SHA-256 of the rest: a vocabulary that lost a bit would still be one
+        expected, _, content = path.read_bytes().partition(b"\n")
+        if expected.decode("ascii") == hashlib.sha256(content).hexdigest():
+            return Vocabulary(content.decode())
+    except (OSError, UnicodeDecodeError):
+        pass  # not learned yet, or damaged
     found = Vocabulary.learn(sentences, size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, found.content.encode())
+        write(path, f"{hashlib.sha256(found.content.encode()).hexdigest()}\n{found.content}".encode())
     except OSError:
         pass  # a cache that cannot be written only costs time
     return found
@@ -406,6 +405,10 @@ def _content(folder: Path, name: str) -> bytes:
         )
     path = plain if plain.is_file() else packed
     try:
-        return plain.read_bytes() if path is plain else gzip.decompress(packed.read_bytes())
+        with plain.open("rb") if path is plain else gzip.open(packed) as file:
+            content = file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); restore it.") from None
+    if len(content) > _LARGEST:
+        raise DataError(f"{path} holds more than {_LARGEST >> 20} MB, expected a few; restore it.")
+    return content

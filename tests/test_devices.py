@@ -52,8 +52,9 @@ class Team:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        pool = Pool(2, "ranks_at_work", "main")
+        pool = Pool("ranks_at_work", "main")
     with pool:
+        assert [pool.start(), pool.start()] == [0, 1]
         yield Team(pool, tmp_path_factory.mktemp("ranks"))
 
 
@@ -104,8 +105,8 @@ def test_a_run_on_two_devices_has_the_record_of_one(tmp_path: Path) -> None:
     runs.run([CHILD], one, workers=1, device="cpu", progress=False)
     for spec in (PARENT, CHILD):
         found, expected = two.record(spec), one.record(spec)
-        assert found.execution == {"resumed_after": [], "devices": 2}
-        assert expected.execution == {"resumed_after": []}
+        assert found.execution == {"resumed_after": [], "compiled": False, "devices": 2}
+        assert expected.execution == {"resumed_after": [], "compiled": False}
         assert found.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=0.021)  # a test image of 50 more or less
         assert (found.key, found.data, found.code) == (expected.key, expected.data, expected.code)
         for row, other in zip(found.history, expected.history, strict=True):
@@ -126,7 +127,7 @@ def test_a_run_on_two_devices_that_was_interrupted_goes_on(team: Team, tmp_path:
         assert progress is not None and progress.epochs == 1
         team.all(spec=spec.to_json(), folder=str(stores["broken"]), stop=None)
     found, expected = (Store(folder, ()).record(CHILD) for folder in stores.values())
-    assert found.execution == {"resumed_after": [1], "devices": 2}
+    assert found.execution == {"resumed_after": [1], "compiled": False, "devices": 2}
     assert (found.history, found.files) == (expected.history, expected.files)
 
 
