@@ -161,10 +161,10 @@ def test_no_large_or_unsafe_file_is_in_the_repository() -> None:
         assert file.stat().st_size < 4 << 20, file
 
 
-def test_scripts_are_executable_and_workflows_only_call_make_after_installing_what_takes_root() -> None:
+def test_scripts_are_executable_and_workflows_only_call_make() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         jobs = yaml.safe_load(workflow.read_text())["jobs"]
         for step in (step for job in jobs.values() for step in job["steps"]):
-            run = step.get("run", "make test")
-            assert re.fullmatch(r"make (test|book)|sudo apt-get update -q && sudo apt-get install [-a-z\d ]+", run)
+            # Besides, only what `.ci/run` installs by itself as root, and a runner's user cannot.
+            assert re.fullmatch(r"make (test|book)|sudo apt-get [-\w &]+", step.get("run", "make test"))
