@@ -154,8 +154,8 @@ def _configure(folder: Path, cores: int) -> None:
     (folder / "slurm.conf").write_text(told.lstrip())
     # It takes any device for one; that these two are none is nothing that a job here finds out.
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
-    # Newer daemons look for systemd, which containers do not have.
-    (folder / "cgroup.conf").write_text("IgnoreSystemd=yes\n")
+    # Else newer daemons look for systemd, which containers do not have, though nothing here uses cgroups.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
