@@ -99,9 +99,14 @@ def one_node(cores: int = 2) -> Iterator[Slurm]:
     def begin(name: str, *options: str) -> None:
         program = _program(name)
         assert program is not None, name
+        with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # also if we are killed
         with open(folder / f"{name}.said", "wb") as said:
             daemons[name] = subprocess.Popen(
-                [program, *options], stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                [*with_us, program, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
             )
 
     def wait(what: str, is_there: Callable[[], bool]) -> None:
