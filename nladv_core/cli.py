@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "Compute the missing runs of a chapter, runs by key, or the run that a JSON file specifies.")
     run.add_argument("what", metavar="chapter|key|spec.json", nargs="+", help="one chapter, one file, or keys")
     run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    run.add_argument("--devices", type=int, default=1, help="for each run, one after the other: GPUs, or CPU processes")
     run.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -141,7 +142,7 @@ def _run(parsed: argparse.Namespace) -> None:
     from nladv_core import experiments, grid, runs, tiers
 
     given = _parameters(parsed)
-    how = {"workers": parsed.workers, "compiled": parsed.compile}
+    how = {"workers": parsed.workers, "compiled": parsed.compile, "devices": parsed.devices}
     what = parsed.what[0]
     if all(_KEY.fullmatch(key) for key in parsed.what):
         if set(given) - {"tier"}:

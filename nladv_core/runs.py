@@ -13,14 +13,16 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from nladv_core import datasets, nets, paths, tasks, texts, training
+from nladv_core import devices as several_devices
 from nladv_core.checkpoints import Progress
+from nladv_core.devices import ALONE, Ranks
 from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
 from nladv_core.packing import Packing
@@ -42,6 +44,7 @@ def compute(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     until: float | None = None,
     tell: Callable[[str], None] | None = None,
+    ranks: Ranks = ALONE,
     compiled: bool | None = None,
 ) -> Record:
     """Train one run and store it; its parent must be in the store. One CPU thread, so that equal specs end equal.
@@ -52,6 +55,7 @@ def compute(
         on_epoch: gets the row of each finished epoch, also of those that were finished before an interruption.
         until: stop before this time (`time.time()`), between two epochs, and save.
         tell: gets warnings in words; default: `RecordWarning`.
+        ranks: the processes that compute this run together (`devices.compute` starts them); the first one stores it.
         compiled: whether to compile the training step (`training.fit`); None: on a GPU, if the run lasts.
 
     Raises:
@@ -65,7 +69,7 @@ def compute(
         tell = _warn
     where = pick_device(device)
     if compiled is None:
-        compiled = where.type == "cuda" and seconds(spec) > _WORTH_COMPILING
+        compiled = where.type == "cuda" and seconds(spec) > _WORTH_COMPILING and ranks.count == 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -73,7 +77,7 @@ def compute(
         task = tasks.of(data)
         example = nets.example(spec.net, task.shape)
         net, parent = _initial(spec, store, task)
-        under_way = _UnderWay(spec, store, net, _conditions(where, task, parent, compiled), tell)
+        under_way = _UnderWay(spec, store, net, _conditions(where, task, parent, compiled, ranks), tell, ranks)
         history = under_way.history
         if spec.published is not None:
             assert isinstance(data, datasets.ImageData)  # no translator is published here
@@ -98,12 +102,16 @@ def compute(
                 device=where,
                 first=len(history),
                 momenta=under_way.momenta,
+                ranks=ranks,
             ):
                 history.append(row)
                 if on_epoch is not None:
                     on_epoch(row)
                 if row["epoch"] < spec.recipe.epochs:
                     under_way.after_epoch(until)
+        if ranks.rank > 0:
+            ranks.wait()
+            return store.record(spec)
         final = history[-1]
         last = task.to(where).at_the_end(net.eval())
         net.cpu()
@@ -119,7 +127,8 @@ def compute(
         if any(isinstance(module, nn.MaxPool2d) for module in measured.modules()):  # as the paper counts on ImageNet
             metrics["napl_max_pool"] = paths.path_length(measured, example, count_max_pool=True).mean
     except training.TrainingDiverged:
-        store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
+        if ranks.rank == 0:
+            store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
         raise
     finally:
         torch.set_num_threads(threads)
@@ -137,9 +146,12 @@ def compute(
         data=task.told(),
         parent=parent,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        execution={"resumed_after": under_way.resumed_after, "compiled": compiled},
+        execution={"resumed_after": under_way.resumed_after, "compiled": compiled}
+        | ({"devices": ranks.count} if ranks.count > 1 else {}),
     )
-    return store.save(record, net)
+    record = store.save(record, net)
+    ranks.wait()
+    return record
 
 
 def _warn(text: str) -> None:
@@ -161,9 +173,15 @@ class _UnderWay:
     """What there is of a run that was interrupted, put into `net`, and the saving of what comes now."""
 
     def __init__(
-        self, spec: RunSpec, store: Store, net: nn.Module, conditions: dict[str, Any], tell: Callable[[str], None]
+        self,
+        spec: RunSpec,
+        store: Store,
+        net: nn.Module,
+        conditions: dict[str, Any],
+        tell: Callable[[str], None],
+        ranks: Ranks,
     ) -> None:
-        self.spec, self.net, self.tell, self.conditions = spec, net, tell, conditions
+        self.spec, self.net, self.tell, self.conditions, self.ranks = spec, net, tell, conditions, ranks
         self.checkpoint = store.checkpoint(spec)
         self.history: list[dict[str, Any]] = []
         self.momenta: dict[str, torch.Tensor] = {}
@@ -181,7 +199,9 @@ class _UnderWay:
             fill(net, state, "its tensors")
         except RecordError as error:
             tell(f"run {spec} was interrupted, and its checkpoint is of no use ({error}); it starts over")
-            self.checkpoint.delete()
+            ranks.wait()  # all have seen that it is of no use
+            if ranks.rank == 0:
+                self.checkpoint.delete()
             return
         self.history, self.momenta, self.seconds = progress.history, momenta, progress.seconds
         self.resumed_after = [*progress.resumed_after, progress.epochs]
@@ -195,7 +215,7 @@ class _UnderWay:
         now = time.perf_counter()
         lasted, self._epoch_began = now - self._epoch_began, now
         time_is_up = until is not None and time.time() + lasted > until
-        if time_is_up or (now - self._saved > SAVE_EVERY_S and not self._failed):
+        if self.ranks.rank == 0 and (time_is_up or (now - self._saved > SAVE_EVERY_S and not self._failed)):
             self._save()
         if time_is_up:
             raise Paused(f"run {self.spec} was stopped after epoch {len(self.history)} of {self.spec.recipe.epochs}")
@@ -214,12 +234,15 @@ class _UnderWay:
         self._saved = time.perf_counter()
 
 
-def _conditions(where: torch.device, task: tasks.Task, parent: dict[str, str] | None, compiled: bool) -> dict[str, Any]:
+def _conditions(
+    where: torch.device, task: tasks.Task, parent: dict[str, str] | None, compiled: bool, ranks: Ranks
+) -> dict[str, Any]:
     """What must be the same for two parts of a run to be as good as one."""
     return {
         "sources": code_version()["source"],
         "version of torch": torch.__version__,
         "device": device_name(where),
+        "number of devices": ranks.count,
         "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
         "compilation": compiled,
@@ -304,6 +327,7 @@ def run(
     progress: bool = True,
     device: str = "auto",
     refresh: bool = False,
+    devices: int = 1,
     compiled: bool | None = None,
 ) -> pd.DataFrame:
     """Compute what is missing, parents first and each once, and return one row per run (`Store.frame`).
@@ -317,23 +341,35 @@ def run(
             (`NLADV_PROGRESS=0` switches it off).
         device: "auto", "cpu", "cuda", ...
         refresh: also recompute runs in the store's own folder that other sources than today's computed.
+        devices: on how many each run is computed, one run after the other; with dropout other numbers come out than on
+            one, else the same within rounding.
         compiled: whether to compile training steps (`training.fit`); None: on a GPU, for runs that last.
 
     Raises:
-        SpecError: the device is not there, or fewer than one worker.
+        SpecError: the device is not there, or fewer than one worker; more devices than there are, or several for each
+            of several workers.
         RunFailed: runs that failed, each named with the reason; all others were finished first.
     """
     store, specs = store or Store(), list(specs)
     if workers is not None and workers < 1:
         raise SpecError(f"workers is {workers}, expected at least 1")
     where = pick_device(device)
+    several_devices.check(devices, device)
+    if devices > 1 and workers not in (None, 1):
+        raise SpecError(
+            f"workers is {workers} and devices is {devices}; on several devices runs come one after the other"
+        )
+    if devices > 1 and compiled:
+        raise SpecError(f"devices is {devices}, and on several devices the step is not compiled; leave one of them out")
     todo = missing(specs, store, refresh)
     if todo:
+        if devices > 1:
+            workers = 1
         if workers is None:
             few = where.type == "cpu" and sum(map(seconds, todo.values())) < 6
             workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
         schedule = Schedule(todo, progress)
-        work(schedule, store, workers=workers, device=device, refresh=refresh, compiled=compiled)
+        work(schedule, store, workers=workers, device=device, refresh=refresh, compiled=compiled, devices=devices)
         schedule.raise_failures()
     return store.frame(specs)
 
@@ -346,6 +382,7 @@ def work(
     device: str,
     refresh: bool = False,
     compiled: bool | None = None,
+    devices: int = 1,
     packing: Packing | None = None,
 ) -> None:
     """Compute what is in `schedule`, in this process (one worker, no end) or in others, until nothing can be begun.
@@ -359,6 +396,7 @@ def work(
         "also": list(map(str, store.also)),
         "device": device,
         "refresh": refresh,
+        "devices": devices,
         "compiled": compiled,
         "until": schedule.until and schedule.until - schedule.grace,
     }
@@ -645,14 +683,15 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:
                     say("warning", text=f"run {spec} was damaged and is computed again; set aside as {names}")
-                compute(
+                begin: Callable[..., Record] = partial(compute, until=until, compiled=job.get("compiled"))
+                if job.get("devices", 1) > 1:
+                    begin = partial(several_devices.compute, count=job["devices"])
+                begin(
                     spec,
                     store,
                     device=job["device"],
                     on_epoch=epoch,
                     tell=lambda text: say("warning", text=text),
-                    until=until,
-                    compiled=job.get("compiled"),
                 )
         say("done")
     except Paused as error:

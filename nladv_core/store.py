@@ -45,6 +45,7 @@ _DECIDING = (
     "transformer",
     "texts",
     "tasks",
+    "devices",
     "training",
     "runs",
 )

@@ -219,7 +219,7 @@ class Chapter:
 
         Args:
             store: where records are; default `Store()`.
-            how: further arguments of `runs.run`: workers, progress, compiled.
+            how: further arguments of `runs.run`: workers, progress, compiled, devices.
         """
         return runs.run(self.specs(), store, device=self.device, refresh=self.tier in LIVE, **how)
 

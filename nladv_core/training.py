@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nladv_core import datasets, tasks
+from nladv_core.devices import ALONE, Ranks
 from nladv_core.errors import NladvError, SpecError
 from nladv_core.linearize import (
     ChannelPReLU,
@@ -66,6 +67,7 @@ def fit(
     device: str | torch.device = "cpu",
     first: int = 0,
     momenta: dict[str, Tensor] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[dict[str, Any]]:
     """Train `net` in place on `device`; one row per finished epoch.
 
@@ -92,6 +94,8 @@ def fit(
         first: the epoch (from 0) to begin with. With the state dict that `net` had after the epochs before it and their
             `momenta`, the rest is the same to the bit, on the same device and versions.
         momenta: the optimiser's state by parameter name, read at the beginning; brought up to date before each row.
+        ranks: the processes that train this network together, each with an equal `net` and all else equal too; the rows
+            are those of the whole.
 
     Yields:
         `epoch` (from 1: epochs finished), `lr` and `omega` (in force at the epoch's last step), `train_loss` (mean
@@ -144,6 +148,7 @@ def fit(
         groups,
         first,
         momenta,
+        ranks,
     )
 
 
@@ -164,6 +169,7 @@ def _epochs(
     slopes: list[tuple[str, ChannelPReLU]],
     first: int,
     momenta: dict[str, Tensor],
+    ranks: Ranks,
 ) -> Iterator[dict[str, Any]]:
     net.to(device).eval()
     if device.type != "cpu" or not _overruns_in_channels_last(net):
@@ -182,18 +188,23 @@ def _epochs(
         switched_on = epoch >= start
         for _, unit in slopes:
             unit.slope.requires_grad_(switched_on)
+        if ranks.count > 1 and epoch in (first, start):  # when other parameters take part
+            forward = _forward(ranks.trained(net), precision, device, recipe.label_smoothing, reduction="sum")
         # Read once per epoch, not per step: this waits for the device.
         pulling = pull_back and controller is not None and switched_on and controller.reached
         loss_sum, correct, force = nothing.clone(), nothing.clone(), nothing
         net.train()
-        with _dropout(device, stream(seed, "dropout", epoch)):
+        with _dropout(device, stream(seed, "dropout", epoch, *ranks.purpose)), ranks.normalized(net):
             for number, step in enumerate(_lots(task.batches(recipe, seed, epoch), recipe.accumulate)):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr_at(epoch, epoch * steps + number)
                 optimizer.zero_grad(set_to_none=True)
                 asked = sum(batch.count for batch in step)
                 for batch in step:
-                    logits, loss = forward(batch.labels, *batch.inputs)
+                    part = ranks.part(batch)
+                    logits, loss = forward(part.labels, *part.inputs)
+                    if ranks.count > 1:  # the mean over ranks is that over the whole batch, however uneven the parts
+                        loss = loss * (ranks.count / batch.count)
                     # Accumulated batches count as the one batch that they stand for.
                     total = loss if len(step) == 1 else loss * (batch.count / asked)
                     if slopes and switched_on and omega > 0 and batch is step[0]:
@@ -204,7 +215,7 @@ def _epochs(
                     total.backward()
                     with torch.no_grad():
                         loss_sum += loss.detach() * batch.count
-                        correct += (logits.argmax(-1) == batch.labels).sum()
+                        correct += (logits.argmax(-1) == part.labels).sum()
                 optimizer.step()
                 if slopes and switched_on:
                     project_slopes_(net)
@@ -212,7 +223,8 @@ def _epochs(
                         controller.freeze_()
                     elif omega > 0:
                         freeze_linear_tensor_(net, margin)
-        right, lost = _judged(net, task, precision)
+        right, lost = _judged(net, task, precision, ranks)
+        loss_sum, correct = ranks.total(loss_sum) / ranks.count, ranks.total(correct)
         found = [loss_sum, correct, force.detach(), right, lost]
         sums = torch.stack([value.to(torch.float64) for value in found]).tolist()
         if not math.isfinite(sums[0]):
@@ -238,13 +250,15 @@ def _epochs(
 _Forward = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _forward(net: nn.Module, precision: str, device: torch.device, label_smoothing: float) -> _Forward:
+def _forward(
+    net: nn.Module, precision: str, device: torch.device, label_smoothing: float, reduction: str = "mean"
+) -> _Forward:
     """Labels and inputs of a batch to its logits and its loss: all that a compiler can make one program of."""
 
     def forward(labels: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         with _autocast(precision, device):
             logits = net(*inputs)
-        return logits, _loss(logits, labels, label_smoothing=label_smoothing)
+        return logits, _loss(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
 
     return forward
 
@@ -398,17 +412,17 @@ def accuracy(
 
 
 @torch.no_grad()
-def _judged(net: nn.Module, task: Task, precision: str) -> tuple[Tensor, Tensor]:
+def _judged(net: nn.Module, task: Task, precision: str, ranks: Ranks = ALONE) -> tuple[Tensor, Tensor]:
     """Of the test split: how many labels are right, int64, and the sum of cross entropies in nats, float64."""
     net.eval()
     right, lost = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
-    for batch in task.test_batches():
+    for batch in ranks.share(task.test_batches()):
         right, lost = right.to(batch.labels.device), lost.to(batch.labels.device)
         with _autocast(precision, batch.labels.device):
             logits = net(*batch.inputs)
         right += (logits.argmax(-1) == batch.labels).sum()
         lost += _loss(logits, batch.labels, reduction="sum")
-    return right, lost
+    return ranks.total(right), ranks.total(lost)
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -99,9 +99,14 @@ def one_node(cores: int = 2) -> Iterator[Slurm]:
     def begin(name: str, *options: str) -> None:
         program = _program(name)
         assert program is not None, name
+        with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # also if we are killed
         with open(folder / f"{name}.said", "wb") as said:
             daemons[name] = subprocess.Popen(
-                [program, *options], stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                [*with_us, program, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
             )
 
     def wait(what: str, is_there: Callable[[], bool]) -> None:
@@ -154,8 +159,8 @@ def _configure(folder: Path, cores: int) -> None:
     (folder / "slurm.conf").write_text(told.lstrip())
     # It takes any device for one; that these two are none is nothing that a job here finds out.
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
-    # Newer daemons look for systemd, which containers do not have.
-    (folder / "cgroup.conf").write_text("IgnoreSystemd=yes\n")
+    # Else newer daemons look for systemd, which containers do not have, though nothing here uses cgroups.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
