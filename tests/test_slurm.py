@@ -49,11 +49,17 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
+    required = os.environ.get("NLADV_SLURM") == "required"  # as .ci/run says, which installs it
     missing = ", ".join(one_node_slurm.missing())
-    if missing and os.environ.get("CI") != "true":
+    if missing and not required:
         pytest.skip(f"needs SLURM, and there is no {missing}: apt-get install {one_node_slurm.PACKAGES}")
     assert not missing, f"no {missing}, which .ci/run installs: {one_node_slurm.PACKAGES}"
     with one_node_slurm.one_node() as cluster:
+        # Some versions come up and start no job without accounting (23.11 as Ubuntu 24.04 has it).
+        if not required and cluster.ask("srun", "--immediate=20", "--job-name=probe", "echo", "here") != "here":
+            pytest.skip(
+                f"this SLURM starts no jobs: {cluster.ask('squeue', '-h', '-o', '%r') or cluster.ask('srun', '-V')}"
+            )
         yield cluster
 
 
@@ -129,7 +135,7 @@ def test_the_grid_gives_the_same_records_as_on_this_machine(local: dict[str, dic
         found = seen.records[key]
         assert found.keys() == record.keys()
         assert not record["execution"]["resumed_after"]
-        for name in record.keys() - {"wall_s", "created", "execution"}:
+        for name in record.keys() - {"wall_s", "created", "execution", "sha256"}:
             assert found[name] == record[name], (key, name)
 
 

@@ -263,7 +263,6 @@ def plain_loop(
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        fused=True,  # it rounds otherwise
     )
     controller = GoalController(net, goal, omega, margin=0.01)
     for epoch in range(recipe.epochs):
