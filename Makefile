@@ -31,7 +31,8 @@ test: $(WITH_TEST)
 	$(PY) -m pytest $(PYTEST_FLAGS)
 
 bench: $(WITH_TEST)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
+	@for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) $$script; done
+	@$(PY) benchmarks/report.py
 
 clean:
 	rm -rf build .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis

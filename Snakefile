@@ -6,7 +6,8 @@
 #
 # Which runs and chapters are due, and what each waits for, is asked of the library (`nladv plan` prints it), which goes
 # by content. So there are no dates here, and no results among the outputs: these are marks of one call, see `grid.Work`.
-# More of --config: build=FOLDER, batch_minutes=M (runs share a job until it takes M minutes on one core).
+# More of --config: build=FOLDER, batch_minutes=M (runs share a job until it takes M minutes on one core), gpu=SHARE (of
+# one GPU, for each run: 1, or 0.25 for four runs at once on one), gres=WORDS (for such a GPU on a cluster: gpu:1).
 
 import os
 import shlex
@@ -33,10 +34,20 @@ def work():
         )
         if not (plan.pages or plan.batches):
             print("book: nothing has changed", flush=True)
+        gpu()
         return grid.Work(BUILD, plan, alone=not workflow.dryrun)
     except NladvError as error:  # raised, it would come with a page about rules and wildcards; nothing has begun yet
         print(f"nladv: {error}", file=sys.stderr, flush=True)
         os._exit(2)
+
+
+def cores():
+    """Of a job with several runs. A cluster has no number of cores in all, and the engine refuses to say one."""
+    return int(config["batch_threads"] if "batch_threads" in config else workflow.cores)
+
+
+def gpu():
+    return grid.gpu_share(config.get("gpu", 0))
 
 
 def planned(wildcards):
@@ -84,9 +95,12 @@ rule batch:
     params:
         which=lambda w: " ".join(batch(w).keys),
     priority: 1  # chapters wait for them
-    threads: lambda w: min(len(batch(w).keys), int(config.get("batch_threads", workflow.cores or 1)))
+    threads: lambda w: batch(w).at_once(cores(), gpu())
     resources:
         runtime=lambda w, threads: batch(w).minutes(threads),
+        # One machine counts shares of its GPU; a cluster gives a job one.
+        gpu_percent=lambda w, threads: round(100 * gpu() * threads),
+        gres=lambda w: str(config.get("gres", "gpu:1")) if gpu() else "",
     shell:
         "{NLADV} run {params.which} --tier {TIER} --workers {threads}"
 

@@ -17,23 +17,20 @@ Run: `make bench`, or this script with `--steps N`, `--channels N`, `--rounds N`
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from report import Row, finish
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-
-import nladv_core as nl  # noqa: E402
-from nladv_core import nets, sharpness  # noqa: E402
-from nladv_core.sharpness import Channel, Rendering  # noqa: E402
+import nladv_core as nl
+from nladv_core import nets, sharpness
+from nladv_core.sharpness import Channel, Rendering
 
 NEEDED = {"cpu": 5.0, "cuda": 20.0}  # times faster, from the issue that asked for it
 GROWTH = 1.25  # last round's cost over the first one's, at most: rounds differ a little
@@ -128,7 +125,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")  # Lucent's libraries are older than today's torch
-    rows, failures = [], []
+    rows, table, failures = [], [], []
     for device in [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available():
         row = compare(device, given.channels, Rendering(steps=given.steps), given.rounds)
         rows.append(row)
@@ -139,16 +136,12 @@ def main() -> int:
             f"{row['lucent_growth']:.2f}; hooks left: {row['hooks']}",
             flush=True,
         )
-        if row["faster"] < NEEDED[device.type]:
-            failures.append(f"{device.type}: {row['faster']:.1f} times faster, expected {NEEDED[device.type]:g}")
+        sides = f"Lucent {lucent:.2f} ms", f"{ours:.2f} ms"
+        bar = {"ratio": row["faster"], "required": NEEDED[device.type]}
+        table.append(Row(what=f"a step of a picture, {device.type}", baseline=sides[0], ours=sides[1], **bar))
         if row["growth"] > GROWTH or row["hooks"]:
             failures.append(f"{device.type}: cost grows by {row['growth']:.2f}, {row['hooks']} hooks are left")
-    folder = ROOT / "build" / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sharpness.json").write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-    for failure in failures:
-        print("MISSED:", failure)
-    return 1 if failures else 0
+    return finish("sharpness", table, failures, rows=rows)
 
 
 if __name__ == "__main__":

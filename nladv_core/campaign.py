@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from nladv_core import datasets, experiments, runs
 from nladv_core.errors import RecordError, SpecError
+from nladv_core.packing import Packing
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store, code_version
 
@@ -25,8 +25,6 @@ FIRST = (
     "07_width",
     "08_depth",
 )
-# What one run needs of a GPU's memory at most, in bytes: ResNet-56, batch 256, the data set, CUDA itself.
-_GPU_BYTES = 6 * 2**30
 # Before anything was measured on a device: seconds for one of `runs.seconds`.
 _PACE = {"cpu": 1.0, "cuda": 0.05}
 
@@ -62,14 +60,15 @@ def campaign(
 ) -> bool:
     """Compute missing runs of a tier until `minutes` are over; returns whether nothing is left.
 
-    Runs on data that are not there are left out, and that is said. Several run at once: one per core, or as many as the
-    GPU's memory bears. What is under way when the time is up is saved and goes on next time; so does nearly all of what
-    is under way when the process is killed. Several campaigns may work on one store: none does what another is doing.
+    Runs on data that are not there are left out, and that is said. Several run at once: as many as memory bears and as
+    add to the summed rate (`packing.Packing`). What is under way when the time is up is saved and goes on next time; so
+    does nearly all of what is under way when the process is killed. The time is never overrun: what has not stopped by
+    itself is killed. Several campaigns may work on one store: none does what another is doing.
 
     Args:
         tier: "smoke", "quick", "reduced" or "paper".
         minutes: > 0.
-        workers: runs at once; default: what the device bears.
+        workers: runs at once; default: found out.
         dry_run: only say what would be done.
         say: gets each line of the report.
 
@@ -91,7 +90,7 @@ def campaign(
             say(f"left out {len(specs) - len(without)} runs: {reason}")
             specs = without
     todo = runs.missing(specs, store, refresh=False)
-    count = workers or _bearable(where)
+    packing = Packing(where, runs.device_name(where), workers)
     pace = _pace(store, where)
 
     def left() -> str:
@@ -100,7 +99,7 @@ def campaign(
         work = pace * sum(_seconds_left(store, spec) for spec in waiting.values())
         return (
             f"{len(waiting)} of {len({*todo, *(spec.key() for spec in specs)})} runs left, {under_way} of them begun, "
-            f"about {_duration(work / max(1, min(count, len(waiting))))} with {count} at once"
+            f"about {_duration(work / max(1, min(packing.count, len(waiting))))} with {packing.count} at once"
         )
 
     say(f"{tier} on {runs.device_name(where)}, {minutes:g} minutes, {store.folder}: {left()}")
@@ -118,8 +117,10 @@ def campaign(
         say(f"{event} {reason or spec}" if event == "failed" else reason or f"{event} {spec}")
 
     schedule = runs.Schedule(todo, progress=True, worth=worth, until=until, pace=pace, watch=watch)
-    runs.work(schedule, store, workers=count, device=device)
-    say(left())
+    began = time.time()
+    runs.work(schedule, store, workers=packing.most, device=device, packing=packing)
+    share = schedule.filled / max(time.time() - began, 1e-9)
+    say(f"{left()}; {share:.0%} of the time was filled with work")
     schedule.raise_failures()
     return not runs.missing(specs, store, refresh=False)
 
@@ -134,14 +135,6 @@ def _worth(todo: dict[str, RunSpec], specs: list[RunSpec]) -> dict[str, float]:
                 worth[ancestor.key()] = max(worth[ancestor.key()], -float(rank))
             ancestor = ancestor.parent
     return worth
-
-
-def _bearable(where: torch.device) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if where.type != "cuda":
-        return cores
-    free, _ = torch.cuda.mem_get_info(where)
-    return max(1, min(cores, free // _GPU_BYTES))
 
 
 def _pace(store: Store, where: torch.device) -> float:

@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "Compute the missing runs of a chapter, runs by key, or the run that a JSON file specifies.")
     run.add_argument("what", metavar="chapter|key|spec.json", nargs="+", help="one chapter, one file, or keys")
     run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    run.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the training step (default: on a GPU, for runs that last)",
+    )
     status = add("status", _status, "Say which runs are stored, chapter by chapter.")
     why = add("why", _why, "Say why a stored run is used or not, and what computing it would take.")
     why.add_argument("key", help="a run's key, or as much of it as is unique")
@@ -136,6 +141,7 @@ def _run(parsed: argparse.Namespace) -> None:
     from nladv_core import experiments, grid, runs, tiers
 
     given = _parameters(parsed)
+    how = {"workers": parsed.workers, "compiled": parsed.compile}
     what = parsed.what[0]
     if all(_KEY.fullmatch(key) for key in parsed.what):
         if set(given) - {"tier"}:
@@ -143,7 +149,7 @@ def _run(parsed: argparse.Namespace) -> None:
         refresh, start = given.get("tier") in tiers.LIVE, time.perf_counter()
         number = f"{len(parsed.what)} run{'s' * (len(parsed.what) > 1)}"
         print(f"{number}: computing ...", flush=True)
-        runs.run(grid.specs(parsed.what, given.get("tier")), workers=parsed.workers, refresh=refresh)
+        runs.run(grid.specs(parsed.what, given.get("tier")), refresh=refresh, **how)
         print(f"{number}: done in {time.perf_counter() - start:.1f} s", flush=True)
         return
     if len(parsed.what) > 1:
@@ -152,9 +158,9 @@ def _run(parsed: argparse.Namespace) -> None:
         if given:
             raise SpecError("a run given as a file takes no parameters; write them into the file")
         spec = runs.RunSpec.from_json(_json(Path(what)))
-        frame = runs.run([spec], workers=parsed.workers)
+        frame = runs.run([spec], **how)
     else:
-        frame = experiments.chapter(what, given).run(workers=parsed.workers)
+        frame = experiments.chapter(what, given).run(**how)
     if frame.empty:
         print("nothing to compute: this chapter needs no runs")
         return

@@ -683,6 +683,7 @@ class Translation(Chapter):
             width=usual["width"] if self.width is None else self.width,
             recipe=recipe if self.epochs is None else recipe.shortened(self.epochs),
             seed=seed,
+            precision=TIERS[self.tier].precision,
             **sizes,
         )
 

@@ -44,12 +44,39 @@ class Batch:
     after: tuple[str, ...]
     seconds: float
 
+    def at_once(self, cores: int, gpu: float = 0.0) -> int:
+        """How many of the runs to compute side by side, at least 1: one on a core, and what one GPU bears.
+
+        Args:
+            cores: of the job.
+            gpu: the share of a GPU that a run takes, see `gpu_share`.
+        """
+        bears = math.floor(1 / gpu + 1e-9) if gpu else cores
+        return max(1, min(len(self.keys), cores, bears))
+
     def minutes(self, threads: int) -> int:
         """Time to ask a cluster for, with several runs at once: three times the estimate, at least 10 minutes.
 
         A job that is cut off loses little: its retry goes on from the last saved epoch.
         """
         return max(10, math.ceil((_START_UP_S + 3 * self.seconds / max(1, threads)) / 60))
+
+
+def gpu_share(given: object) -> float:
+    """The share of a GPU that each run takes: above 0, up to 1; 0: none.
+
+    Raises:
+        SpecError: anything else.
+    """
+    try:
+        share = float(str(given))
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise SpecError(
+            f"gpu is {given!r}, expected the share of one GPU that each run takes, from 0 to 1: 0.25 for four at once"
+        )
+    return share
 
 
 @dataclass(frozen=True, kw_only=True)

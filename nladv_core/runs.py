@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import platform
+import queue
 import sys
 import time
 import traceback
@@ -21,6 +23,7 @@ from nladv_core import datasets, nets, paths, tasks, texts, training
 from nladv_core.checkpoints import Progress
 from nladv_core.errors import NladvError, RecordError, SpecError
 from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
+from nladv_core.packing import Packing
 from nladv_core.specs import RunSpec
 from nladv_core.store import Busy, Record, RecordWarning, Store, code_version, fill, untrained, with_slopes
 from nladv_core.workers import Pool, serve
@@ -39,6 +42,7 @@ def compute(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     until: float | None = None,
     tell: Callable[[str], None] | None = None,
+    compiled: bool | None = None,
 ) -> Record:
     """Train one run and store it; its parent must be in the store. One CPU thread, so that equal specs end equal.
 
@@ -48,6 +52,7 @@ def compute(
         on_epoch: gets the row of each finished epoch, also of those that were finished before an interruption.
         until: stop before this time (`time.time()`), between two epochs, and save.
         tell: gets warnings in words; default: `RecordWarning`.
+        compiled: whether to compile the training step (`training.fit`); None: on a GPU, if the run lasts.
 
     Raises:
         Paused: the time was up.
@@ -59,6 +64,8 @@ def compute(
     if tell is None:
         tell = _warn
     where = pick_device(device)
+    if compiled is None:
+        compiled = where.type == "cuda" and seconds(spec) > _WORTH_COMPILING
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,7 +73,7 @@ def compute(
         task = tasks.of(data)
         example = nets.example(spec.net, task.shape)
         net, parent = _initial(spec, store, task)
-        under_way = _UnderWay(spec, store, net, _conditions(where, task, parent), tell)
+        under_way = _UnderWay(spec, store, net, _conditions(where, task, parent, compiled), tell)
         history = under_way.history
         if spec.published is not None:
             assert isinstance(data, datasets.ImageData)  # no translator is published here
@@ -87,6 +94,7 @@ def compute(
                 pull_back=spec.pull_back,
                 margin=spec.margin,
                 precision=spec.precision,
+                compiled=compiled,
                 device=where,
                 first=len(history),
                 momenta=under_way.momenta,
@@ -129,7 +137,7 @@ def compute(
         data=task.told(),
         parent=parent,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        execution={"resumed_after": under_way.resumed_after},
+        execution={"resumed_after": under_way.resumed_after, "compiled": compiled},
     )
     return store.save(record, net)
 
@@ -141,6 +149,9 @@ def _warn(text: str) -> None:
 class Paused(NladvError):
     """A run was stopped between two epochs because its time was up; what it has done is kept."""
 
+
+# From how long a run on (`seconds`, so on one core) a GPU's minute or two of compiling is soon made good.
+_WORTH_COMPILING = 5000.0
 
 # A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
 SAVE_EVERY_S = 5.0
@@ -203,7 +214,7 @@ class _UnderWay:
         self._saved = time.perf_counter()
 
 
-def _conditions(where: torch.device, task: tasks.Task, parent: dict[str, str] | None) -> dict[str, Any]:
+def _conditions(where: torch.device, task: tasks.Task, parent: dict[str, str] | None, compiled: bool) -> dict[str, Any]:
     """What must be the same for two parts of a run to be as good as one."""
     return {
         "sources": code_version()["source"],
@@ -211,6 +222,7 @@ def _conditions(where: torch.device, task: tasks.Task, parent: dict[str, str] | 
         "device": device_name(where),
         "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
+        "compilation": compiled,
     }
 
 
@@ -292,6 +304,7 @@ def run(
     progress: bool = True,
     device: str = "auto",
     refresh: bool = False,
+    compiled: bool | None = None,
 ) -> pd.DataFrame:
     """Compute what is missing, parents first and each once, and return one row per run (`Store.frame`).
 
@@ -304,6 +317,7 @@ def run(
             (`NLADV_PROGRESS=0` switches it off).
         device: "auto", "cpu", "cuda", ...
         refresh: also recompute runs in the store's own folder that other sources than today's computed.
+        compiled: whether to compile training steps (`training.fit`); None: on a GPU, for runs that last.
 
     Raises:
         SpecError: the device is not there, or fewer than one worker.
@@ -319,27 +333,42 @@ def run(
             few = where.type == "cpu" and sum(map(seconds, todo.values())) < 6
             workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
         schedule = Schedule(todo, progress)
-        work(schedule, store, workers=workers, device=device, refresh=refresh)
+        work(schedule, store, workers=workers, device=device, refresh=refresh, compiled=compiled)
         schedule.raise_failures()
     return store.frame(specs)
 
 
-def work(schedule: Schedule, store: Store, *, workers: int, device: str, refresh: bool = False) -> None:
-    """Compute what is in `schedule`, in this process (one worker) or in others, until nothing of it can be begun."""
+def work(
+    schedule: Schedule,
+    store: Store,
+    *,
+    workers: int,
+    device: str,
+    refresh: bool = False,
+    compiled: bool | None = None,
+    packing: Packing | None = None,
+) -> None:
+    """Compute what is in `schedule`, in this process (one worker, no end) or in others, until nothing can be begun.
+
+    Args:
+        workers: runs at once at most.
+        packing: has a say in how many there are.
+    """
     job = {
         "folder": str(store.folder),
         "also": list(map(str, store.also)),
         "device": device,
         "refresh": refresh,
-        "until": schedule.until,
+        "compiled": compiled,
+        "until": schedule.until and schedule.until - schedule.grace,
     }
     with schedule.bar:
-        if min(workers, schedule.total) == 1:
+        if min(workers, schedule.total) == 1 and schedule.until is None:
             while (spec := schedule.next()) is not None or schedule.wait():
                 if spec is not None:
                     _handle({**job, "spec": spec.to_json()}, schedule.report)
         else:
-            _in_processes(schedule, job, min(workers, schedule.total))
+            _in_processes(schedule, job, min(workers, schedule.total), packing)
 
 
 def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
@@ -389,10 +418,15 @@ class Schedule:
         todo: the runs by key, parents included.
         progress: whether to show a bar.
         worth: by key, the most urgent first; default: the longest chains of runs first.
-        until: no run is begun that would not finish an epoch before this time (`time.time()`), and all stop then; runs
-            that another process computes are left to it. None: no end.
+        until: no run is begun that would not finish an epoch before this time (`time.time()`), and all stop then:
+            after the last epoch that they can finish, or else they are killed; runs that another process computes are
+            left to it. None: no end.
         pace: seconds on this device for one of `seconds`.
         watch: gets each end of a run: "done", "paused" or "failed", the run, and a reason.
+
+    Attributes:
+        grace: seconds before `until` when runs are to have stopped by themselves.
+        filled: seconds, each counted by the share of the runs meant to be at work that were.
     """
 
     def __init__(
@@ -406,7 +440,9 @@ class Schedule:
         watch: Callable[[str, RunSpec, str], None] | None = None,
     ) -> None:
         self.until, self.pace, self.watch = until, pace, watch
-        self.held: dict[str, float] = {}
+        self._looked = time.time()
+        self.grace = min(3.0, 0.02 * (until - self._looked)) if until is not None else 0.0
+        self.filled = 0.0
         self.waiting = dict(todo)
         self.unfinished = set(todo)
         self.failed: dict[str, tuple[RunSpec, str]] = {}
@@ -423,33 +459,54 @@ class Schedule:
                     break
                 spec = spec.parent
         self.worth = worth if own is None else own
+        # Heaps and not lists to look through: there may be a hundred thousand runs.
+        self._ready: list[tuple[float, int, str]] = []
+        self._held: list[tuple[float, int, str]] = []
+        self._order = {key: number for number, key in enumerate(todo)}
+        self._behind: dict[str, list[str]] = {}
+        for key, spec in todo.items():
+            if spec.parent is not None and spec.parent.key() in todo:
+                self._behind.setdefault(spec.parent.key(), []).append(key)
+            else:
+                self._make_ready(key)
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
+
+    def _make_ready(self, key: str) -> None:
+        heapq.heappush(self._ready, (-self.worth[key], self._order[key], key))
 
     def next(self) -> RunSpec | None:
         """The most urgent run whose parent is done; None if there is none at the moment."""
-        for key, spec in list(self.waiting.items()):
-            parent = spec.parent.key() if spec.parent else ""
-            if parent in self.failed:
-                self.fail(spec, _NO_PARENT)
-                del self.waiting[key]
-                return self.next()
-        now = time.monotonic()
-        ready = [
-            key
-            for key, spec in self.waiting.items()
-            if (spec.parent is None or spec.parent.key() not in self.unfinished)
-            and self.held.get(key, 0) <= now
-            and self._in_time(spec)
-        ]
-        return self.waiting.pop(max(ready, key=self.worth.__getitem__)) if ready else None
+        while self._held and self._held[0][0] <= time.monotonic():
+            self._make_ready(heapq.heappop(self._held)[2])
+        while self._ready:
+            key = heapq.heappop(self._ready)[2]
+            if self._in_time(self.waiting[key]):  # one for which there is no time now will find none later
+                return self.waiting.pop(key)
+        return None
 
     def _in_time(self, spec: RunSpec) -> bool:
         epoch = self.pace * seconds(spec) / max(spec.recipe.epochs, 1)
-        return self.until is None or time.time() + epoch < self.until
+        return self.until is None or time.time() + epoch < self.until - self.grace
+
+    def left(self) -> float | None:
+        """Seconds until all has to stop, at least 0; None: no end."""
+        return None if self.until is None else max(0.0, self.until - time.time())
+
+    def at_work(self, running: int, meant: int) -> None:
+        """Take down that since the last time `running` runs were at work where `meant` could have been."""
+        now = time.time()
+        self.filled += (now - self._looked) * min(1.0, running / max(1, meant))
+        self._looked = now
+
+    def cut_short(self, spec: RunSpec) -> None:
+        """Tell that a run did not stop in time by itself."""
+        self._tell(
+            "paused", spec, f"run {spec} was stopped within an epoch, as the time was up; it goes on from its last save"
+        )
 
     def wait(self) -> bool:
         """Wait a moment for runs that another process computes; False if there is nothing to wait for."""
-        if not any(self._in_time(self.waiting[key]) for key in self.held if key in self.waiting):
+        if not any(self._in_time(self.waiting[key]) for _, _, key in self._held):
             return False
         time.sleep(0.2)
         return True
@@ -457,10 +514,14 @@ class Schedule:
     def report(self, message: dict[str, Any]) -> None:
         """Take in what a run reports: an epoch, a warning, its end, or its failure."""
         spec = RunSpec.from_json(message["spec"])
-        if message["event"] == "epoch":
+        if message["event"] == "began":
+            pass
+        elif message["event"] == "epoch":
             self.bar.update(1)
         elif message["event"] == "done":
             self.unfinished.discard(spec.key())
+            for key in self._behind.pop(spec.key(), ()):
+                self._make_ready(key)
             self._tell("done", spec)
             self.bar.set_postfix_str(f"{self.total - len(self.unfinished)} of {self.total} runs")
         elif message["event"] == "warning":
@@ -468,8 +529,9 @@ class Schedule:
         elif message["event"] == "paused":
             self._tell("paused", spec, message["reason"])
         elif message["event"] == "busy":
-            self.waiting[spec.key()] = spec
-            self.held[spec.key()] = time.monotonic() + 1.0
+            key = spec.key()
+            self.waiting[key] = spec
+            heapq.heappush(self._held, (time.monotonic() + 1.0, self._order[key], key))
         else:
             self.fail(spec, message["reason"])
 
@@ -482,6 +544,9 @@ class Schedule:
         self._tell("failed", spec, reason)
         self.unfinished.discard(spec.key())
         self.failed[spec.key()] = (spec, reason)
+        for key in self._behind.pop(spec.key(), ()):
+            if key in self.waiting:
+                self.fail(self.waiting.pop(key), _NO_PARENT)
 
     def raise_failures(self) -> None:
         """One error for all runs that failed, the first ones in full."""
@@ -496,34 +561,63 @@ class Schedule:
             raise RunFailed(f"{told}{more} ({kept} of {self.total} missing runs were finished and are kept)")
 
 
-def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int) -> None:
-    """Hand out runs to worker processes until none is left that can be computed."""
+def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int, packing: Packing | None) -> None:
+    """Hand out runs to worker processes until none is left that can be computed, or the time is up."""
     busy: dict[int, RunSpec] = {}
-    with Pool(count, __name__, "_serve") as pool:
-        idle = set(range(count))
+    begun: set[int] = set()  # those of them that have loaded what they need and are at work
+    measured: set[int] = set()  # those that have finished an epoch
+    idle: set[int] = set()
+    lost = 0
+
+    def may_begin() -> bool:
+        if packing is not None:
+            return packing.allows(len(busy), len(measured))
+        return len(busy) < count - lost
+
+    with Pool(__name__, "_serve") as pool:
         while True:
-            while idle and (spec := schedule.next()) is not None:
-                number = idle.pop()
+            while may_begin() and lost < count and (spec := schedule.next()) is not None:
+                number = idle.pop() if idle else pool.start()
                 busy[number] = spec
                 pool.give(number, {**job, "spec": spec.to_json()})
             if not busy:
-                if idle and schedule.wait():
+                if lost < count and schedule.wait():
                     continue
                 break
-            number, message = pool.events.get()
+            try:
+                number, message = pool.events.get(timeout=schedule.left())
+            except queue.Empty:
+                for spec in busy.values():
+                    schedule.cut_short(spec)
+                break
+            schedule.at_work(len(begun), packing.count if packing is not None else count)
             if message is None:
-                idle.discard(number)
+                lost += 1
+                for those in (idle, begun, measured):
+                    those.discard(number)
                 code = pool.processes[number].returncode
                 if number in busy:
                     how = f"signal {-code}" if code < 0 else f"status {code}"
                     schedule.fail(busy.pop(number), f"its worker process ended with {how}; run it again")
                 continue
             schedule.report(message)
+            if message["event"] == "began":
+                begun.add(number)
+            elif message["event"] == "epoch":
+                measured.add(number)
+                if packing is not None:
+                    spec = busy[number]
+                    work = seconds(spec) / max(spec.recipe.epochs, 1)
+                    packing.note(number, work / max(message["seconds"], 1e-6), len(busy))
             if message["event"] in ("done", "failed", "paused", "busy"):
                 del busy[number]
+                begun.discard(number)
+                measured.discard(number)
+                if packing is not None:
+                    packing.forget(number)
                 idle.add(number)
-    for spec in schedule.waiting.values() if schedule.until is None else ():
-        schedule.fail(spec, "no worker process was left")
+    while schedule.waiting and schedule.until is None:
+        schedule.fail(schedule.waiting.popitem()[1], "no worker process was left")
 
 
 def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
@@ -535,6 +629,14 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
         report({"event": event, "spec": job["spec"], **more})
 
     until = job.get("until")
+    say("began")
+    looked = time.perf_counter()
+
+    def epoch(row: dict[str, Any]) -> None:
+        nonlocal looked
+        lasted, looked = time.perf_counter() - looked, time.perf_counter()
+        say("epoch", seconds=lasted)
+
     try:
         with store.lock(spec, wait=until is None):
             # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
@@ -547,9 +649,10 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
                     spec,
                     store,
                     device=job["device"],
-                    on_epoch=lambda row: say("epoch"),
+                    on_epoch=epoch,
                     tell=lambda text: say("warning", text=text),
                     until=until,
+                    compiled=job.get("compiled"),
                 )
         say("done")
     except Paused as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from nladv_core import datasets, nets, texts, training, values
@@ -239,6 +240,10 @@ class RunSpec:
 
     def key(self) -> str:
         """12 hex digits of the SHA-256 of the fields that differ from their defaults, the parent by its key."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
         found = values.changed(self)
         if self.parent is not None:
             found["parent"] = self.parent.key()

@@ -78,8 +78,9 @@ class Record:
             weights their name, source, URL and SHA-256.
         files: file name and SHA-256 of weights and masks.
         created: UTC time, ISO 8601.
-        execution: what does not decide the result, empty in older records: `resumed_after`, the epochs after which the
-            run was interrupted and taken up again.
+        execution: what does not decide the result, but for the rounding of sums; empty in older records:
+            `resumed_after`, the epochs after which the run was interrupted and taken up again, and `compiled`, whether
+            its step was.
     """
 
     key: str

@@ -2,12 +2,13 @@
 
 Importing torch takes seconds, so workers are reused. They are plain `python -c` processes rather than `multiprocessing`
 ones because those import the caller's main module again: that fails in a notebook and in a script without a guard.
-A worker ends by itself when its caller is gone: its next line then meets a closed pipe.
+A worker ends with its caller: on Linux at once, elsewhere when its next line meets a closed pipe.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -23,30 +24,35 @@ Message = dict[str, Any]
 
 
 class Pool:
-    """`count` processes that each run `serve` in `module`'s function `function`; a context manager.
+    """Processes that each run `serve` in `module`'s function `function`, begun one by one; a context manager.
 
     Attributes:
         events: (worker, message) as they come; the message None says that the worker's process has ended.
+        processes: by the worker's number.
     """
 
-    def __init__(self, count: int, module: str, function: str) -> None:
+    def __init__(self, module: str, function: str) -> None:
         self.events: queue.Queue[tuple[int, Message | None]] = queue.Queue()
         folder = str(Path(__file__).resolve().parent.parent)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         # So that a plain copy of the sources works without being installed.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
         # Ctrl-C reaches every process of the terminal; the parent ends these, also while they still load torch.
         deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-        command = [sys.executable, "-c", f"{deaf}; from {module} import {function}; {function}()"]
-        self.processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-            for _ in range(count)
-        ]
-        self._readers = [
-            threading.Thread(target=self._read, args=(number,), daemon=True) for number in range(len(self.processes))
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._command = [sys.executable, "-c", f"{deaf}; from {module} import {function}; {function}()"]
+        self.processes: list[subprocess.Popen[str]] = []
+        self._readers: list[threading.Thread] = []
+
+    def start(self) -> int:
+        """Begin one more process; its number."""
+        process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+        )
+        self.processes.append(process)
+        number = len(self.processes) - 1
+        self._readers.append(threading.Thread(target=self._read, args=(number,), daemon=True))
+        self._readers[number].start()
+        return number
 
     def _read(self, number: int) -> None:
         stdout = self.processes[number].stdout
@@ -79,8 +85,18 @@ class Pool:
                         pipe.close()
 
 
+def _die_with_the_caller() -> None:
+    """Ask Linux for a kill when the caller ends, however it does; nobody is left behind to train for nobody."""
+    caller = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != caller:  # it ended just before
+        os._exit(0)
+
+
 def serve(handle: Callable[[Message, Callable[[Message], None]], None]) -> None:
     """In a worker: `handle` gets job after job, and a way to report, until the caller closes the pipe."""
+    _die_with_the_caller()
     # Ctrl-C reaches the whole process group; the caller decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import bare_environment
-from nladv_core import campaign, cli, experiments, runs, store
+from nladv_core import campaign, cli, experiments, runs, store, workers
 from nladv_core.errors import SpecError
 from nladv_core.recipes import Recipe
 from nladv_core.runs import Paused, RunFailed, RunSpec, Store
@@ -93,16 +93,56 @@ def test_what_there_is_no_time_for_is_kept_for_the_next_time(own: Store, monkeyp
     child = replace(long, parent=long, omega=1.0)
     monkeypatch.setattr(campaign, "wanted", lambda tier: [long, child])
     began = time.monotonic()
-    finished, said = lines(minutes=0.05)
-    assert time.monotonic() - began < 10 and not finished
+    finished, said = lines(minutes=0.4)
+    assert time.monotonic() - began < 24 + 1 and not finished
     progress = own.checkpoint(long).progress()
     assert progress is not None and 0 < progress.epochs < 4000
     assert said[1] == f"run {long} was stopped after epoch {progress.epochs} of 4000"
     assert said[2].startswith("2 of 2 runs left, 1 of them begun")
-    finished, said = lines(minutes=0.02)
+    finished, said = lines(minutes=0.4)
     again = own.checkpoint(long).progress()
     assert again is not None and again.epochs > progress.epochs
     assert again.resumed_after == [progress.epochs]
+
+
+def test_the_time_is_filled_and_not_overrun(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once, of runs that end in between and of one that would not: nine tenths of a minute are work."""
+    short = [replace(PARENT, recipe=replace(PARENT.recipe, epochs=200), seed=seed) for seed in range(40)]
+    long = replace(PARENT, recipe=replace(PARENT.recipe, epochs=100_000), seed=99)
+    monkeypatch.setattr(campaign, "wanted", lambda tier: [short[0], long, *short[1:]])
+    began = time.monotonic()
+    finished, said = lines(minutes=1, workers=2)
+    taken = time.monotonic() - began
+    assert not finished and 54 < taken < 60 + 0.5, taken
+    filled = re.search(r"(\d+)% of the time was filled", said[-1])
+    assert filled and int(filled[1]) >= 90, said[-1]
+    assert sum(line.startswith("done") for line in said) >= 2
+
+
+# A worker that says it is at work, and never looks at the time.
+_DEAF = """
+import json, sys, time
+job = json.loads(sys.stdin.readline())
+print(json.dumps({"event": "began", "spec": job["spec"]}), flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_run_that_does_not_stop_by_itself_is_killed_in_time(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[workers.Pool] = []
+
+    class Deaf(workers.Pool):
+        def __init__(self, module: str, function: str) -> None:
+            super().__init__(module, function)
+            self._command = [sys.executable, "-c", _DEAF]
+            pools.append(self)
+
+    monkeypatch.setattr(runs, "Pool", Deaf)
+    began = time.monotonic()
+    finished, said = lines(minutes=0.05)
+    assert not finished and 2.9 < time.monotonic() - began < 4
+    assert said[1] == f"run {PARENT} was stopped within an epoch, as the time was up; it goes on from its last save"
+    assert all(process.returncode is not None for process in pools[0].processes), "nobody is left behind"
 
 
 def test_a_run_whose_epoch_does_not_fit_is_not_begun(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:

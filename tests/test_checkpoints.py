@@ -88,7 +88,7 @@ def test_a_run_interrupted_after_any_epoch_ends_the_same(
         progress = store.checkpoint(spec).progress()
         assert progress is not None and progress.epochs == epochs - 1
         record = compute(spec, store, device="cpu")
-        assert record.execution == {"resumed_after": [epochs - 1]}
+        assert record.execution == {"resumed_after": [epochs - 1], "compiled": False}
         assert_same_end(spec, store, whole)
 
 
@@ -156,21 +156,17 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 # Starting a process takes longer than what is tested here, so one that has everything loaded forks those to be killed.
 _FORKING = """
 import json, os, sys, warnings
-from nladv_core import campaign, runs
+from nladv_core import runs
 warnings.simplefilter("error")
 specs = [runs.RunSpec.from_json(found) for found in json.loads(sys.argv[2])]
 runs.compute(specs[0], runs.Store(sys.argv[1] + "-warm", also=()), device="cpu")
 runs.SAVE_EVERY_S = -1.0
-campaign.wanted = lambda tier: specs[1:]
 store = runs.Store(sys.argv[1], also=())
 for line in sys.stdin:
     child = os.fork()
     if not child:
         try:
-            if line == "run\\n":
-                runs.run(specs[1:], store, workers=1, progress=False)
-            else:
-                campaign.campaign("smoke", minutes=9, workers=1, store=store, say=lambda line: None)
+            runs.run(specs[1:], store, workers=1, progress=False)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
@@ -180,7 +176,7 @@ for line in sys.stdin:
 """
 
 
-def test_twenty_kills_of_runs_and_campaigns_lose_nothing(tmp_path: Path) -> None:
+def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     """A parent and its child, killed after a few epochs each time, at whatever the process is doing then."""
     parent = replace(PARENT, recipe=replace(RECIPE, epochs=40, milestones=(30,)))
     child = replace(parent, parent=parent, recipe=replace(RECIPE, epochs=120, milestones=(80,)), omega=1.0, goal=0.5)
@@ -204,14 +200,14 @@ def test_twenty_kills_of_runs_and_campaigns_lose_nothing(tmp_path: Path) -> None
     with subprocess.Popen(command, env=environment, text=True, **pipes) as forking:
         assert forking.stdin and forking.stdout
 
-        def start(how: str) -> int:
-            forking.stdin.write(f"{how}\n")
+        def start() -> int:
+            forking.stdin.write("\n")
             forking.stdin.flush()
             return int(forking.stdout.readline())
 
         safe = 0
-        for number in range(20):
-            process = start(("run", "campaign")[number % 2])
+        for _ in range(20):
+            process = start()
             until, enough = time.monotonic() + 60, safe + rng.randint(1, 4)
             while reached() < enough and time.monotonic() < until:
                 time.sleep(0.001)
@@ -223,7 +219,7 @@ def test_twenty_kills_of_runs_and_campaigns_lose_nothing(tmp_path: Path) -> None
             # Right after the parent's end, the child may not have reached the end of an epoch yet.
             resumable = child if safe > parent.recipe.epochs else parent
             assert store.state(resumable) == "done" or store.checkpoint(resumable).load() is not None
-        start("run")
+        start()
         assert forking.stdout.readline() == "0\n"
         _, errors = forking.communicate()
     assert not errors, errors
@@ -273,7 +269,7 @@ def test_a_damaged_checkpoint_is_told_and_the_run_starts_over(whole: Store, tmp_
         store.checkpoint(LATE).load()
     with pytest.warns(RecordWarning, match=rf"run {LATE.key()}.*{told}.*it starts over"):
         run([LATE], store, progress=False, workers=1)
-    assert store.record(LATE).execution == {"resumed_after": []}
+    assert store.record(LATE).execution == {"resumed_after": [], "compiled": False}
     assert_same_end(LATE, store, whole)
 
 

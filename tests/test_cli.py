@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_status_of_ten_thousand_records_is_a_matter_of_two_seconds(store: Store)
     wanted = {
         spec for tier in experiments.TIERS for name in experiments.CHAPTERS for spec in experiments.wanted(name, tier)
     }
-    others = [RunSpec(**{**SPEC.__dict__, "seed": seed}) for seed in range(10_000 - len(wanted))]
+    others = [replace(SPEC, seed=seed) for seed in range(10_000 - len(wanted))]
     row = {"epoch": 1, "train_loss": 0.12345678, "train_accuracy": 0.98765432, "lr": 0.1, "active": list(range(55))}
     found = {
         **{"metrics": {"test_accuracy": 0.9}, "units": [], "wall_s": 1.0, "device": "cpu"},
@@ -211,7 +212,7 @@ def test_help_loads_no_more_than_it_needs() -> None:
 def test_control_c_ends_with_130_and_keeps_what_is_finished(tmp_path: Path) -> None:
     parent = RunSpec.from_json({**SPEC.to_json(), "omega": 0})
     long = Recipe(epochs=5000, lr=0.05, batch=32, flip=False)
-    child = RunSpec(**{**parent.__dict__, "parent": parent, "recipe": long, "omega": 0.1})
+    child = replace(parent, parent=parent, recipe=long, omega=0.1)
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(child.to_json()))
     environment = os.environ | {"PYTHONPATH": str(Path(runs.__file__).parents[1])}

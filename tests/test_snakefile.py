@@ -1,27 +1,20 @@
 """The grid on Snakemake: what a change makes due, and a build that is killed, interrupted and taken up again."""
 
-import json
-import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from nladv_core import book, cli, experiments, grid, runs
 from nladv_core.errors import SpecError
 from nladv_core.recipes import Recipe
 from nladv_core.runs import RunSpec, Store
+from toy_project import Project
 
-ROOT = Path(book.__file__).parents[1]
 # One worker makes the book that the tests below change.
 pytestmark = pytest.mark.xdist_group("grid")
 
@@ -74,6 +67,17 @@ def test_time_asked_of_a_cluster_grows_with_the_work_and_shrinks_with_the_thread
     assert grid.Batch(keys=("a",), after=(), seconds=0.1).minutes(1) == 10
 
 
+def test_runs_share_cores_and_a_gpu() -> None:
+    batch = grid.Batch(keys=tuple("abcdef"), after=(), seconds=1.0)
+    assert [batch.at_once(cores) for cores in (1, 4, 16)] == [1, 4, 6]
+    assert [batch.at_once(16, share) for share in (1.0, 0.6, 0.5, 1 / 3, 0.2, 0.1, 0.001)] == [1, 1, 2, 3, 5, 6, 6]
+    assert batch.at_once(2, 0.2) == 2
+    assert [grid.gpu_share(given) for given in (0, "0.25", 1)] == [0.0, 0.25, 1.0]
+    for given in (-0.1, 2, "gpu:1", "nan"):
+        with pytest.raises(SpecError, match=f"gpu is {given!r}, expected the share of one GPU that each run takes"):
+            grid.gpu_share(given)
+
+
 def test_keys_name_runs_that_chapters_want_and_their_parents(capsys: pytest.CaptureFixture[str]) -> None:
     child = experiments.chapter("01", {"tier": "smoke"}).specs()[0]
     assert child.parent is not None
@@ -90,110 +94,10 @@ def test_keys_name_runs_that_chapters_want_and_their_parents(capsys: pytest.Capt
 
 # ------------------------------------------------------------------------------------------------ the engine itself
 
-NOTEBOOK = """
-tier = "quick"  # size
----
-import nladv_core as nl
-chapter = nl.chapter("{name}", globals())
----
-print(len(nl.runs.run(chapter.specs(), progress=False)), "runs")
-"""
-
-
-def toy_project(folder: Path) -> Path:
-    """The library, the Snakefile and two small chapters: one with runs, one without."""
-    for name in ("nladv_core", "profiles", "book/_static"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "pyproject.toml", "_config.yml", "book/references.bib"):
-        shutil.copy(ROOT / name, folder / name)
-    names = ["01_linearization", "02_path_length"]
-    for name in names:
-        cells = []
-        for number, source in enumerate(NOTEBOOK.format(name=name).strip().split("\n---\n")):
-            metadata = {"tags": ["parameters"]} if number == 0 else {}
-            cell = {"cell_type": "code", "source": source, "metadata": metadata, "outputs": [], "execution_count": None}
-            cells.append({"id": f"{name}-{number}", **cell})
-        title = {"id": "title", "cell_type": "markdown", "source": f"# {name}", "metadata": {}}
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook = {"cells": [title, *cells], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-        (folder / "book" / f"{name}.ipynb").write_text(json.dumps(notebook))
-    (folder / "book" / "index.md").write_text("# Toy\n\nOne page.\n")
-    toc = {"format": "jb-book", "root": "book/index", "chapters": [{"file": f"book/{name}"} for name in names]}
-    (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
-    # What the real pages compute is tested elsewhere, and takes longer than all the rest.
-    (folder / "nladv_core" / "pages.py").write_text("def substitutions():\n    return {}\n")
-    (folder / "data").mkdir()
-    (folder / "data" / "claims.toml").write_text("")
-    return folder
-
-
-class Project:
-    """A copy of the project in which a build at smoke was killed twice and then finished."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = toy_project(folder)
-        self.store = folder / "runs"
-        self.build = folder / "build"
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("NLADV_")}
-        self.environment |= {"NLADV_STORE": str(self.store), "NLADV_CACHE": str(folder / "cache")}
-        self.environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "xdg")}
-
-    def command(self, *more: str, profile: str = "local", tier: str = "smoke") -> list[str]:
-        start = [sys.executable, "-m", "snakemake", "--workflow-profile", f"profiles/{profile}"]
-        return [*start, "--config", f"tier={tier}", *more]
-
-    def run(self, *more: str, **what: Any) -> subprocess.CompletedProcess[str]:
-        options: Any = {"cwd": self.root, "env": self.environment, "capture_output": True, "text": True}
-        return subprocess.run(self.command(*more, **what), **options, timeout=300, check=False)
-
-    def stopped(self, number: int, when: Callable[[], bool]) -> str:
-        """Begin a build, send a signal to all its processes at a moment, and return what it said."""
-        process = subprocess.Popen(
-            self.command(),
-            cwd=self.root,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        until = time.monotonic() + 200
-        while not when() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-        alive = process.poll() is None
-        os.killpg(process.pid, number)
-        said, _ = process.communicate(timeout=60)
-        assert alive, said
-        return said
-
-    def due(self, *more: str, **what: Any) -> set[str]:
-        """What a dry run would do: batches by their number of runs, chapters by name, pages."""
-        done = self.run("-n", "--quiet", "host", *more, **what)
-        assert done.returncode == 0, done.stdout + done.stderr
-        text = done.stdout + done.stderr
-        command = [sys.executable, "-m", "nladv_core.cli", "plan", "--tier", what.get("tier", "smoke"), "--json"]
-        command += ["--every-run"] if "runs" in more else []
-        planned = subprocess.run(
-            command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=True
-        )
-        plan = json.loads(planned.stdout)
-        found = set()
-        for kind, wildcards in re.findall(r"^rule (batch|chapter|book):.*?wildcards: ([^\n]*)", text, re.M | re.S):
-            name = re.search(rf"{kind}=(\w+)", wildcards)
-            if kind == "batch":
-                assert name
-                found.add(f"{len(plan['batches'][name[1]]['keys'])} runs")
-            else:
-                found.add(name[1] if name else "pages")
-        return found
-
-    def records(self) -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in self.store.glob("*.json")}
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Killed while it trains, interrupted while it executes a chapter, then left alone."""
+    """A build at smoke that was killed while it trained, interrupted while it executed a chapter, then left alone."""
     made = Project(tmp_path_factory.mktemp("project"))
     made.stopped(signal.SIGKILL, lambda: bool(made.records()))
     kept = made.records()
@@ -306,11 +210,27 @@ def test_a_cluster_gets_one_job_for_each_run(untouched: Project) -> None:
     (job,) = (job for job in jobs if f"batch={child.key()}" in job)
     assert re.search(rf"input: \S+/batch/{child.parent.key()}\n", job), "the parent first"
     assert re.search(r"runtime=\d+", job) and "mem_mb=" in job
+    assert all(re.search(r"gpu_percent=0, gres=\n", job + "\n") for job in jobs), "no GPU unless somebody says so"
+
+
+def test_runs_that_share_a_gpu_share_a_job_on_a_cluster_and_take_turns_on_one_machine(untouched: Project) -> None:
+    def job(*config: str, profile: str) -> str:
+        done = untouched.run(*config, "-n", "--quiet", "host", "--", "runs", profile=profile, tier="quick")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (found,) = re.findall(r"^rule batch:\n(.*?)\n\[", done.stdout + done.stderr, re.M | re.S)
+        return str(found)
+
+    both = job("gpu=0.5", "gres=gpu:a100:1", "batch_minutes=5", "batch_threads=8", profile="slurm")
+    assert "threads: 2\n" in both and "gpu_percent=100" in both and "gres=gpu:a100:1" in both
+    here = job("gpu=0.8", profile="local")
+    assert "threads:" not in here and "gpu_percent=80" in here
 
 
 def test_another_build_or_tier_is_one_sentence(project: Project) -> None:
     done = project.run(tier="huge")
     assert done.returncode == 2 and "tier is 'huge', expected one of smoke" in done.stderr
+    done = project.run("gpu=2")
+    assert done.returncode == 2 and "gpu is 2, expected the share of one GPU that each run takes" in done.stderr
     lock = book.lock(project.build)
     with lock:
         done = project.run()

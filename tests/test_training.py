@@ -1,13 +1,17 @@
 """The training loop on networks and data small enough to follow by hand."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
-from nladv_core import datasets, nets, training
+from nladv_core import datasets, nets, paths, tasks, training
 from nladv_core.datasets import ImageData
 from nladv_core.errors import SpecError
 from nladv_core.linearize import (
@@ -259,6 +263,7 @@ def plain_loop(
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        fused=True,  # it rounds otherwise
     )
     controller = GoalController(net, goal, omega, margin=0.01)
     for epoch in range(recipe.epochs):
@@ -312,6 +317,85 @@ def test_images_are_trained_to_the_same_bits_as_by_a_loop_that_knows_nothing_els
         assert row == other
     state = theirs.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------ the fast path
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile steps with")
+# torch warns of what it does itself.
+torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+FAST = {"precision": "bfloat16", "compiled": True}
+
+
+@needs_compiler
+@torchs_own
+def test_the_fast_paths_see_the_same_images_and_a_compiled_step_differs_in_rounding_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make = tasks.Classification._batch
+    seen: list[list[torch.Tensor]] = []
+
+    def kept(self: tasks.Classification, pictures: torch.Tensor, labels: torch.Tensor) -> tasks.Batch:
+        seen[-1] += [pictures, labels]
+        return make(self, pictures, labels)
+
+    monkeypatch.setattr(tasks.Classification, "_batch", kept)
+    rows = []
+    for how in ({}, {"compiled": True}, {"precision": "bfloat16"}):
+        seen.append([])
+        recipe = replace(RECIPE, batch=20)  # a smaller batch at the end
+        rows.append(fitted(sloped(), recipe, omega=0.5, goal=0.4, start=1, **how))
+    plain, *others = seen
+    assert len(plain) == 2 * 4 * (5 + 1), "four epochs of five batches, and the test split"
+    for other in others:
+        assert len(plain) == len(other) and all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+    for before, compiled in zip(rows[0], rows[1], strict=True):
+        assert compiled["train_loss"] == pytest.approx(before["train_loss"], rel=1e-3)
+        assert [compiled[what] for what in ("active", "lr", "omega")] == [
+            before[what] for what in ("active", "lr", "omega")
+        ]
+
+
+@needs_compiler
+@torchs_own
+def test_the_fast_path_equals_the_plain_one_within_the_noise_of_seeds() -> None:
+    """Five seeds, paired: the mean difference lies within its own 95 % t-interval around 0, and that is narrow.
+
+    Of accuracy, of the share of active units and of NAPL, on digits that are neither too easy nor hopeless.
+    """
+    data = datasets.load("digits", size=8, difficulty=0.0, train=960, test=500)
+    assert isinstance(data, ImageData)
+    recipe = Recipe(epochs=6, milestones=(4,), lr=0.1, batch=48, flip=False)
+
+    def end(seed: int, **how: Any) -> list[float]:
+        torch.manual_seed(seed)
+        net = linearize(nets.build("resnet8", width=0.5), (3, 8, 8))
+        row = list(training.fit(net, data, recipe, seed=seed, omega=0.02, **how))[-1]
+        return [row["test_accuracy"], row["active_fraction"], paths.path_length(net, (3, 8, 8)).mean]
+
+    plain = np.array([end(seed) for seed in range(5)])
+    fast = np.array([end(seed, **FAST) for seed in range(5)])
+    assert 0.7 < plain[:, 0].mean() < 0.97 and 0.1 < plain[:, 1].mean() < 0.9, "there is something to differ in"
+    assert (fast != plain).any(), "they round otherwise"
+    difference = fast - plain
+    half = stats.t.ppf(0.975, 4) * difference.std(0, ddof=1) / 5**0.5
+    assert (abs(difference.mean(0)) <= half).all(), (difference.mean(0), half)
+    assert (half <= (0.05, 0.1, 0.6)).all(), half
+
+
+@torchs_own
+def test_without_a_compiler_the_step_runs_as_it_is_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(config, "compile_threads", 1)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with pytest.warns(training.NotCompiled, match=r"runs more slowly \(.*compiler"):
+        rows = fitted(network(width=5), compiled=True)
+    assert rows == fitted(network(width=5))
 
 
 def test_streams_differ_by_seed_purpose_and_epoch_and_are_pinned() -> None:
