@@ -58,7 +58,7 @@ def compute(
         Paused: the time was up.
         SpecError, DataError: what the data set or the loop refuses.
         RecordError: the parent is missing or damaged.
-        TrainingDiverged: the loss left the finite numbers.
+        TrainingDiverged: the loss left the finite numbers; the last checkpoint, of finite ones, is kept.
     """
     began = time.perf_counter()
     if tell is None:
@@ -118,10 +118,7 @@ def compute(
         }
         if any(isinstance(module, nn.MaxPool2d) for module in measured.modules()):  # as the paper counts on ImageNet
             metrics["napl_max_pool"] = paths.path_length(measured, example, count_max_pool=True).mean
-    except training.TrainingDiverged:
-        store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
-        raise
-    finally:
+    finally:  # a checkpoint of before the loss diverged, if there is one, stays to be looked at
         torch.set_num_threads(threads)
     record = Record(
         key=spec.key(),
