@@ -169,7 +169,7 @@ def test_threads_change_rounding_and_no_more() -> None:
 
 
 def test_path_lengths_of_random_networks_are_right_or_refused() -> None:
-    """Others than those of `test_paths.py`, ten thousand where evidence is taken; those too large to walk not counted."""
+    """Others than those of `test_paths.py`, ten thousand where evidence is taken; the too large are not counted."""
     rng, compared = random.Random("numbers"), 0
     with evidence("numbers") as found:
         while compared < full(10_000, 60):
