@@ -236,12 +236,7 @@ def pick_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
-        raise SpecError(f"device is {device!r}, which is not available here; use 'auto', 'cpu' or 'cuda'") from None
-    return chosen
+    return datasets.checked_device(device)
 
 
 @lru_cache(maxsize=2)
@@ -321,6 +316,9 @@ def run(
         RunFailed: runs that failed, each named with the reason; all others were finished first.
     """
     store, specs = store or Store(), list(specs)
+    for spec in specs:
+        if not isinstance(spec, RunSpec):
+            raise SpecError(f"a run is {spec!r:.80}, expected a RunSpec; `RunSpec.from_json` makes one")
     if workers is not None and workers < 1:
         raise SpecError(f"workers is {workers}, expected at least 1")
     where = pick_device(device)

@@ -107,6 +107,8 @@ def fit(
     Warns:
         NotCompiled: there is no compiler here, or it refused the network; the run goes on without.
     """
+    if not isinstance(recipe, Recipe):
+        raise SpecError(f"the recipe is {recipe!r:.80}, expected a Recipe, such as one of nladv_core.recipes.RECIPES")
     groups = units(net) if any(isinstance(module, ChannelPReLU) for module in net.modules()) else []
     if omega < 0 or not math.isfinite(omega):
         raise SpecError(f"omega is {omega:g}, expected a finite number of at least 0")
@@ -126,7 +128,7 @@ def fit(
     if precision not in PRECISIONS:
         raise SpecError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     task = tasks.of(data)
-    device, momenta = torch.device(device), {} if momenta is None else momenta
+    device, momenta = datasets.checked_device(device), {} if momenta is None else momenta
     return _epochs(
         net,
         task,

@@ -155,7 +155,10 @@ class TestReliability:
     def test_shows_what_the_tests_wrote_down(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(evidence, "RECORDING", True)
         monkeypatch.setattr(evidence, "FOLDER", tmp_path / "reliability")
-        for times in (1200, 1300):  # a later record of the same fault takes the place of the first
+        (tmp_path / "reliability").mkdir()
+        old = {"faults": {"a full | disk": {"outcomes": {"stored": 7}}}}  # of another day: replaced
+        (tmp_path / "reliability" / "disk.json").write_text(json.dumps(old))
+        for times in (1200, 1300):  # cases of a test: they add up
             with evidence.evidence("disk") as counted:
                 counted.note("a full | disk", "one sentence", times)
                 counted.note("a full | disk", "stored")
@@ -163,7 +166,7 @@ class TestReliability:
             counted.note("what went wrong", "is not written down")
             raise ZeroDivisionError
         text = pages.reliability(tmp_path)
-        assert "| a full \\| disk | one sentence: 1,300; stored: 1 |" in text and "what went wrong" not in text
+        assert "| a full \\| disk | one sentence: 2,500; stored: 2 |" in text and "what went wrong" not in text
         assert (
             text.count("not run") == len(pages._FAULTS) - 1 and f"torch {torch.__version__.partition('+')[0]}" in text
         )
