@@ -11,10 +11,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from nladv_core import book, campaign, runs
@@ -30,8 +32,17 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
 
 
+def _begin() -> None:
+    """Start the process that is forked from, with the path on which it finds this module: it is not told of another."""
+    folders = [str(Path(__file__).parent), str(Path(runs.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+        forkserver.ensure_running()
+
+
 def start(work: Any, *arguments: Any) -> BaseProcess:
     """A process that does `work` and is on its way when this returns."""
+    _begin()
     process = _context.Process(target=work, args=arguments)
     process.start()
     return process

@@ -60,7 +60,7 @@ def test_eight_processes_train_each_run_once_and_who_reads_sees_it_whole(
             reader = forked.start(forked.read, str(store.folder), 3.0)
             processes = [forked.start(forked.compute, str(store.folder), job, str(log), 0.005) for job in jobs]
             for process in processes:
-                process.join(120)
+                process.join(600)
                 assert process.exitcode == 0, (
                     "an error, or a deadlock" if process.exitcode is None else process.exitcode
                 )
@@ -84,7 +84,7 @@ def test_a_killed_holder_lets_go_and_another_takes_its_place(whole: Store, tmp_p
                 forked.start(forked.compute, str(store.folder), [long.to_json()], str(log)) for _ in range(PROCESSES)
             ]
             killed: set[int] = set()
-            until = time.monotonic() + 120
+            until = time.monotonic() + 600
             while len(killed) < PROCESSES - 1 and time.monotonic() < until:
                 holders = [int(line.split()[1]) for line in log.read_text().splitlines()] if log.is_file() else []
                 progress = store.checkpoint(long).progress() if holders else None
@@ -93,7 +93,7 @@ def test_a_killed_holder_lets_go_and_another_takes_its_place(whole: Store, tmp_p
                     killed.add(holders[-1])
                 time.sleep(0.002)
             (left,) = [process for process in processes if process.pid not in killed]
-            left.join(120)
+            left.join(600)
             assert left.exitcode == 0 and store.state(long) == "done"
             assert len(log.read_text().splitlines()) == PROCESSES, "one at a time, each after the one before was killed"
             record = store.record(long)

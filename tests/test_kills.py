@@ -142,7 +142,7 @@ def test_killed_at_random_moments_it_ends_the_same(what: str, whole: Store, tmp_
 
 def at_work(process: BaseProcess, log: Path) -> float:
     """Wait until the process has begun its first computation, or has ended; returns when that was."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while process.exitcode is None and time.monotonic() < until:
         if log.is_file() and f" {process.pid}\n" in log.read_text():
             break
