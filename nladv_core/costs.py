@@ -65,6 +65,11 @@ def cost(spec: RunSpec, lengths: Mapping[str, tuple[int, ...]] | None = None) ->
     return Cost(one * examples * spec.recipe.epochs, 4.0 * parameters, 8.0 * parameters)
 
 
+def countable(spec: RunSpec, lengths: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether `cost` can tell."""
+    return spec.data not in texts.TEXTS or spec.data in lengths
+
+
 def _classes(data: str) -> int:
     return {"cifar100": 100, "tiny-imagenet": 200, "imagenet": 1000}.get(data, 10)
 

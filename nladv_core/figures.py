@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -505,9 +505,26 @@ def active_against_omega(frame: pd.DataFrame, source: str) -> Figure:
             axis.set_xscale("log")
         elif len(positive):  # zero has no logarithm: a straight piece around it
             axis.set_xscale("symlog", linthresh=positive.min())
+        _ticks_at(axis, means["omega"])
         axis.set(xlabel="regularization weight ω", ylabel="units active, %", ylim=(-3, 103))
         axis.legend(loc="best")
         return _stamp(figure, source)
+
+
+def _ticks_at(axis: Any, values: Iterable[float]) -> None:
+    """Ticks at these values alone, written out, but for those that would lie too close to the one before.
+
+    A logarithmic axis over less than a decade would otherwise write its minor ticks over each other.
+    """
+    found = sorted(set(values))
+    places = axis.transData.transform([(value, 0) for value in found])[:, 0]
+    room = axis.get_window_extent().width / 9
+    kept: list[int] = []
+    for i, place in enumerate(places):
+        if not kept or place - places[kept[-1]] >= room:
+            kept.append(i)
+    axis.set_xticks([found[i] for i in kept], [f"{found[i]:g}" for i in kept], minor=False)
+    axis.minorticks_off()
 
 
 _SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (RED, "D", ":"), (PURPLE, "v", "-"))

@@ -51,7 +51,7 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
     for size in _SIZES:
         number = len(claims.records(results / size))
         made[f"state_{size}"] = f"{number} record{'s' * (number != 1)} committed" if number else "not run"
-    return made | dict(path_lengths())
+    return made | plan(results) | dict(path_lengths())
 
 
 # ------------------------------------------------------------------------------------------------------------ claims
@@ -204,6 +204,110 @@ def reliability(results: Path) -> str:
         shown = table(["what was injected", "what came of it: how often"], rows)
         blocks.append(f"## {title}\n\n{shown}\n\nTaken {'; '.join(sorted(made))}.")
     return "\n\n".join(blocks)
+
+
+# --------------------------------------------------------------------------------------------- past this machine
+
+
+# What a device of one kind is asked to do: a whole tier, all at once.
+_MACHINES = (1, 8)
+_CORES = (1, 64)
+# Shares of a GPU's arithmetic peak; small networks stay far below it.
+_SHARES = (0.02, 0.10)
+# Dense bfloat16 products of one H200, operations a second (NVIDIA's data sheet).
+_PEAK = 989e12
+
+
+def plan(results: Path) -> dict[str, str]:
+    """What the tier `paper` costs, where that goes, and what synthetic records say of 100,000 runs."""
+    from nladv_core import costs
+
+    known = [record for size in _SIZES for record in claims.records(results / size)]
+    lengths = costs.lengths_of(known)
+    runs, left_out = costs.whole("paper"), 0
+    rows, total, room, under_way = [], 0.0, 0.0, 0.0
+    measured: list[tuple[str, int, int, float, float]] = []
+    countable = []
+    for name, specs in runs.items():
+        told = [spec for spec in specs if costs.countable(spec, lengths)]
+        left_out += len(specs) - len(told)
+        found = [costs.cost(spec, lengths) for spec in told]
+        operations, size = sum(one.operations for one in found), sum(one.bytes for one in found)
+        measured.append((name, len(told), sum(spec.recipe.epochs for spec in told), operations, size))
+        total, room = total + operations, room + size
+        under_way = max([under_way, *(one.checkpoint for one in found)])
+        countable += told
+    for name, count, epochs, operations, size in measured:
+        cells = [
+            f"{count}",
+            f"{epochs:,}",
+            f"{operations / 1e18:.3g}",
+            f"{operations / total:.0%}",
+            f"{size / 1e9:.2g} GB",
+        ]
+        rows.append([f"{{doc}}`{name}`", *cells])
+    all_runs, all_epochs = sum(row[1] for row in measured), sum(row[2] for row in measured)
+    rows.append(["all", f"{all_runs}", f"{all_epochs:,}", f"{total / 1e18:.3g}", "100%", f"{room / 1e9:.2g} GB"])
+    where = table(["chapter", "runs", "epochs", "10¹⁸ operations", "share", "weights"], rows)
+    if left_out:
+        where += f"\n\nNot counted: {left_out} runs on sentences of which no record tells how long they are."
+    chain = costs.longest_chain(countable, lengths)
+    rates = costs.rates(known, results / "benchmarks")
+    bill = []
+    for device, rate in sorted(rates.items()):
+        for number in _CORES if device == "cpu" else _MACHINES:
+            what = f"{number} core{'s' * (number > 1)} like ours" if device == "cpu" else f"{number} × {device}"
+            bill.append([what, f"measured, {rate / 1e9:,.0f} × 10⁹ a second each", *_time(total, chain, rate, number)])
+    if not any(device != "cpu" for device in rates):
+        bill.append(["one H200, or 8", "**not measured**: no record and no benchmark of a GPU is committed", "–", "–"])
+        for share in _SHARES:
+            for number in _MACHINES:
+                how = f"assumed, {share:.0%} of its arithmetic peak"
+                bill.append([f"{number} × H200", how, *_time(total, chain, share * _PEAK, number)])
+    head = ["device", "rate", "the whole tier", "at the least, for its longest chain of runs"]
+    room_told = (
+        f"{room / 1e9:.2g} GB of final weights, and while runs are under way up to {under_way / 1e6:.0f} MB for each"
+    )
+    return {
+        "plan_cost": table(head, bill),
+        "plan_where": where,
+        "plan_room": room_told,
+        "plan_runs": f"{all_runs} runs, {all_epochs:,} epochs, {total / 1e18:.3g} × 10¹⁸ operations",
+        "plan_scale": _scale(results / "benchmarks" / "scale.json"),
+    }
+
+
+def _time(operations: float, chain: float, rate: float, number: int) -> list[str]:
+    """Of all operations on so many devices, and of the longest chain on one."""
+    return [_hours(max(operations / number, chain) / rate / 3600), _hours(chain / rate / 3600)]
+
+
+def _hours(hours: float) -> str:
+    if hours < 100:
+        return f"{hours:.2g} h" if hours < 10 else f"{hours:.0f} h"
+    days = hours / 24
+    return f"{days:,.0f} days" if days < 1000 else f"{days / 365:.1f} years"
+
+
+def _scale(path: Path) -> str:
+    """Times by the number of runs, as `benchmarks/scale.py` left them."""
+    if not path.is_file():
+        return "Not run: `python benchmarks/scale.py --keep` measures it."
+    rows = json.loads(path.read_text("utf-8"))["rows"]
+    counts = sorted({row["count"] for row in rows})
+    found = {(row["what"], row["count"]): row for row in rows}
+
+    def cell(row: Mapping[str, Any] | None) -> str:
+        if row is None:
+            return "not tried"
+        if "seconds" not in row:
+            return f"{row['bytes'] / 1e6:,.0f} MB"
+        return f"{row['seconds']:.2g} s" if row["seconds"] < 10 else f"{row['seconds']:,.0f} s"
+
+    lines = [
+        [what, *(cell(found.get((what, count))) for count in counts)] for what in dict.fromkeys(r["what"] for r in rows)
+    ]
+    return table(["", *(f"{count:,} runs" for count in counts)], lines)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,7 +33,7 @@ T2 = 4.302652729911275  # half a 95 % interval over three seeds, in standard err
 
 
 def spec(seed: int = 0, omega: float = 0.001, **more) -> RunSpec:
-    shared = {"data": "cifar10", "net": "resnet56"} | more
+    shared = {"data": "cifar10", "net": "resnet56", "precision": experiments.TIERS["paper"].precision} | more
     recipe = shared.pop("recipe", RECIPES["cifar-linearize"])
     parent = RunSpec(recipe=RECIPES["cifar-train"], seed=seed, **shared)
     return replace(parent, parent=parent, recipe=recipe, omega=omega)

@@ -268,6 +268,17 @@ class TestDrawnNumbers:
         assert len(clouds) == 2
         assert np.allclose(sorted(clouds[0].get_ydata()), [9, 10, 11, 79, 80, 81, 89, 90, 91])
 
+    def test_ticks_of_strengths_close_together_are_written_out_and_do_not_touch(self) -> None:
+        close = runs().assign(omega=lambda frame: frame["omega"].rank(method="dense") * 0.001 + 0.004)
+        figure = figures.active_against_omega(close, LINE)
+        (axis,) = axes(figure)
+        labels = [label for label in axis.get_xticklabels() if label.get_text()]
+        assert labels and {float(label.get_text()) for label in labels} <= set(close["omega"].round(6))
+        figure.canvas.draw()
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert not axis.get_xticks(minor=True).size
+
     def test_active_against_omega(self) -> None:
         (axis,) = axes(figures.active_against_omega(runs(), LINE))
         assert axis.get_xscale() == "log"

@@ -69,6 +69,45 @@ class TestProse:
                 assert f"{{doc}}`{source.stem}`" in prose()["index"]
 
 
+class TestPlan:
+    def test_its_rows_sum_up_and_a_gpu_that_nobody_measured_is_said_to_be_assumed(self, found: dict[str, str]) -> None:
+        head, _, *rows, last = cells(found["plan_where"].partition("\n\n")[0])
+        assert head[1:3] == ["runs", "epochs"] and last[0] == "all"
+        for column in (1, 2):
+            numbers = [int(row[column].replace(",", "")) for row in (*rows, last)]
+            assert sum(numbers[:-1]) == numbers[-1] > 100
+        assert "runs on sentences of which no record tells" in found["plan_where"], "there is no record here"
+        bill = cells(found["plan_cost"])[2:]
+        assert "**not measured**" in bill[0][1] and all("assumed" in row[1] for row in bill[1:])
+        assert found["plan_scale"].startswith("Not run")
+
+    def test_rates_come_from_records_and_from_a_benchmark_on_a_gpu(self, tmp_path: Path) -> None:
+        records = claims.records(ROOT / "data" / "results" / "reduced")
+        test_claims.write(tmp_path / "reduced", records)
+        (tmp_path / "benchmarks").mkdir()
+        row = {"network": "resnet56", "device": "cuda", "linearized": False, "ours": [10_000.0]}
+        (tmp_path / "benchmarks" / "throughput.json").write_text(json.dumps({"measured": [row]}))
+        made = pages.plan(tmp_path)
+        bill = cells(made["plan_cost"])[2:]
+        assert not any("assumed" in line for row in bill for line in row)
+        cpu, gpu = ([row for row in bill if what in row[0]] for what in ("core", "GPU"))
+        assert len(cpu) == len(gpu) == 2 and "measured" in gpu[0][1]
+        assert "measured, 7,529 × 10⁹ a second" in gpu[0][1]  # 753 million operations an image, 10,000 images a second
+
+    def test_nothing_takes_less_than_its_longest_chain(self) -> None:
+        assert pages._time(100 * 3.6e3, 20 * 3.6e3, 1.0, 4) == ["25 h", "20 h"]
+        assert pages._time(100 * 3.6e3, 40 * 3.6e3, 1.0, 4) == ["40 h", "40 h"]
+
+    def test_numbers_of_runs_stand_side_by_side_and_what_was_not_tried_is_said(self, tmp_path: Path) -> None:
+        rows = [{"what": "read", "count": 1000, "seconds": 0.25}, {"what": "read", "count": 10, "seconds": 120.4}]
+        rows += [{"what": "bytes", "count": 10, "bytes": 2e6}]
+        path = tmp_path / "scale.json"
+        path.write_text(json.dumps({"rows": rows}))
+        told = cells(pages._scale(path))
+        assert told[0] == ["", "10 runs", "1,000 runs"]
+        assert told[2:] == [["read", "120 s", "0.25 s"], ["bytes", "2 MB", "not tried"]]
+
+
 class TestScoreboard:
     def test_has_a_row_a_claim(self, found: dict[str, str]) -> None:
         rows = cells(found["scoreboard"])[2:]

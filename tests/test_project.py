@@ -166,4 +166,5 @@ def test_scripts_are_executable_and_workflows_only_call_make() -> None:
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         jobs = yaml.safe_load(workflow.read_text())["jobs"]
         for step in (step for job in jobs.values() for step in job["steps"]):
-            assert re.fullmatch(r"make (test|book)", step.get("run", "make test"))
+            # Besides, only what `.ci/run` installs by itself as root, and a runner's user cannot.
+            assert re.fullmatch(r"make (test|book)|sudo apt-get [-\w &]+", step.get("run", "make test"))
