@@ -11,10 +11,12 @@ PYTHON ?= python3
 TIER ?= quick
 PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2 --dist loadgroup
+# In continuous integration (CI is set there) the packages are those of requirements.lock, file by file: see .ci/lock.
+LOCKED ?= $(CI)
 
 PY := .venv/bin/python
 # The stamps carry a checksum of what was installed: a changed dependency installs again, a changed date does not.
-SUM := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+SUM := $(shell cat pyproject.toml constraints.txt requirements.lock | cksum | cut -d ' ' -f 1)
 WITH_BOOK := .venv/.book-$(SUM)
 WITH_TEST := .venv/.test-$(SUM)
 
@@ -55,6 +57,7 @@ comma := ,
 define install
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nladv needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.11")'
 @$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+$(if $(LOCKED),$(PY) -m pip install --quiet --no-deps --require-hashes -r requirements.lock)
 $(PY) -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[$(1)$(if $(2),$(comma)$(2))]"
 @rm -f .venv/.book-* .venv/.test-*
 endef
