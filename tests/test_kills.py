@@ -123,7 +123,7 @@ def test_killed_at_random_moments_it_ends_the_same(what: str, whole: Store, tmp_
                 if process.exitcode is None:
                     process.kill()
                     process.join(60)
-                    assert process.exitcode == -signal.SIGKILL
+                if process.exitcode == -signal.SIGKILL:  # else it came to its end just then
                     killed += 1
                     done = intact(store, done)
                     continue
