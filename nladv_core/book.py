@@ -313,6 +313,7 @@ def _page_inputs(executed: list[Path]) -> str | None:
         return None
     root, here = project_root(), Path(__file__)
     files = [*executed, *_page_sources(), root / "_toc.yml", root / "_config.yml", *_library(), *_results()]
+    files += sorted((root / "data" / "results" / "reliability").glob("*.json"))
     address = [os.environ.get(name, "") for name in ("NLADV_REPOSITORY_URL", "NLADV_REPOSITORY_BRANCH")]
     return _digest(
         [*files, here, here.with_name("pages.py")], *_versions((*_CHAPTER_PACKAGES, *_PAGE_PACKAGES)), *address
@@ -451,10 +452,13 @@ def _library() -> list[Path]:
 
 
 def _results() -> list[Path]:
-    """Committed claims and records below `data/`: all files but the cache and the (large) weights of parents."""
+    """Committed claims and records below `data/`: all files but the cache, the (large) weights of parents, and what
+    only pages show.
+    """
     data = project_root() / "data"
     tops = [path for path in sorted(data.glob("*")) if path.name not in ("cache", "parents")]
-    return [path for top in tops for path in ([top] if top.is_file() else sorted(top.rglob("*"))) if path.is_file()]
+    found = [path for top in tops for path in ([top] if top.is_file() else sorted(top.rglob("*"))) if path.is_file()]
+    return [path for path in found if not path.is_relative_to(data / "results" / "reliability")]
 
 
 def _assets() -> list[Path]:

@@ -239,9 +239,10 @@ def load(
         device: where the tensors go.
 
     Raises:
-        SpecError: unknown name or an argument out of range.
+        SpecError: unknown name, a device that is not there, or an argument out of range.
         DataError: data not there, or a pack that is damaged or not in the documented format.
     """
+    device = checked_device(device)
     if name not in NAMES:
         near = difflib.get_close_matches(str(name).lower(), NAMES, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(NAMES)}."
@@ -267,6 +268,20 @@ def load(
         raise SpecError(f"{name}: difficulty={difficulty!r} was given, but only digits have that knob; leave it out.")
     found = _mapped(name, train, test) if OFFICIAL[name].mapped else _resident(name).subset(train, test)
     return found.to(device)
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device that can be used.
+
+    Raises:
+        SpecError: a device that is unknown or not there.
+    """
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        raise SpecError(f"device is {device!r}, which is not available here; use 'auto', 'cpu' or 'cuda'") from None
+    return chosen
 
 
 # --------------------------------------------------------------------------------------- augmentation, normalisation

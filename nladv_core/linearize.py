@@ -17,6 +17,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Container, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -586,9 +587,9 @@ def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor
     Raises:
         SpecError: if p is not positive.
     """
-    if not p > 0:
+    if not isinstance(p, Real) or not p > 0:
         raise SpecError(
-            f"the exponent p of the slope penalty is {p}; expected a number above 0, such as the paper's 0.5."
+            f"the exponent p of the slope penalty is {p!r}; expected a number above 0, such as the paper's 0.5."
         )
     flat = _flat(net)
     distance = (target - flat.slopes).abs()
@@ -600,7 +601,12 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
     """Parameters for a `torch.optim` optimiser: `weight_decay` for the network's own, none for the slopes.
 
     Decaying a slope would pull it back to the ReLU, against the penalty. A network without units gives one group.
+
+    Raises:
+        SpecError: if `weight_decay` is negative or no number.
     """
+    if not isinstance(weight_decay, Real) or not weight_decay >= 0:
+        raise SpecError(f"weight_decay is {weight_decay!r}; expected a number of at least 0, such as 1e-4.")
     slopes = [module.slope for module in net.modules() if isinstance(module, ChannelPReLU)]
     ours = {id(slope) for slope in slopes}
     groups = [{"params": [p for p in net.parameters() if id(p) not in ours], "weight_decay": weight_decay}]
@@ -641,8 +647,8 @@ def freeze_linear_(net: nn.Module, margin: float = 0.01) -> int:
 
 
 def _check_margin(margin: float) -> None:
-    if not 0 < margin < 1:
-        raise SpecError(f"the freezing margin is {margin}; expected a number in (0, 1), such as the paper's 0.01.")
+    if not isinstance(margin, Real) or not 0 < margin < 1:
+        raise SpecError(f"the freezing margin is {margin!r}; expected a number in (0, 1), such as the paper's 0.01.")
 
 
 class GoalController:
@@ -788,21 +794,30 @@ def permute_masks(
 
 
 def save_masks(masks: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write masks as safetensors (bool, True = active): a complete file, or none."""
+    """Write masks as safetensors (bool, True = active): a complete file, or none.
+
+    Raises:
+        SpecError: if these are no masks.
+        RecordError: if the file cannot be written.
+    """
     from safetensors.torch import save
 
+    if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
+        raise SpecError(f"the masks are {masks!r:.80}; expected a mapping from group names to bool tensors.")
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(
-            save(
-                {name: mask.cpu().contiguous() for name, mask in masks.items()},
-                {"content": "nladv masks, True = active"},
-            )
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    kept = {name: mask.cpu().contiguous() for name, mask in masks.items()}
+    try:
+        with open(temporary, "wb") as file:
+            file.write(save(kept, {"content": "nladv masks, True = active"}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RecordError(
+            f"{path} cannot be written ({error.strerror}); make room there or name another place."
+        ) from None
 
 
 def load_masks(path: str | os.PathLike[str]) -> Masks:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nladv_core import claims, experiments
+from nladv_core.errors import RecordError
 from nladv_core.recipes import RECIPES
 
 _SIZES = ("reduced", "paper")  # tiers whose records are committed
@@ -44,6 +45,7 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
         "recipes": recipes(),
         "strengths": strengths(),
         "compute": compute(results),
+        "reliability": reliability(results),
         "api": api(),
     }
     for size in _SIZES:
@@ -165,6 +167,43 @@ def compute(results: Path) -> str:
         devices = ", ".join(sorted({record.device for record in found})) or "none"
         rows.append([f"`{size}`", str(len(found)), f"{hours:.1f}", devices])
     return table(["tier", "records", "hours", "devices"], rows)
+
+
+# Records of the tests of faults, in the order in which the page shows them.
+_FAULTS = {
+    "kills": "Killed at random moments",
+    "concurrency": "Many at once",
+    "disk": "Disks",
+    "corruption": "Damaged files",
+    "hostile": "Hostile input",
+    "numbers": "Numbers",
+    "errors": "Mistakes of users",
+}
+
+
+def reliability(results: Path) -> str:
+    """What was injected, how often and what came of it, from the records that the tests wrote themselves.
+
+    Raises:
+        RecordError: a record is damaged.
+    """
+    blocks = []
+    for name, title in _FAULTS.items():
+        path = results / "reliability" / f"{name}.json"
+        if not path.is_file():
+            blocks.append(f"## {title}\n\nnot run")
+            continue
+        rows, made = [], set()
+        try:
+            for fault, found in json.loads(path.read_text("utf-8"))["faults"].items():
+                outcomes = "; ".join(f"{outcome}: {int(times):,}" for outcome, times in found["outcomes"].items())
+                rows.append([fault, outcomes])
+                made.add(f"{found['date']} with Python {found['python']}, torch {found['torch']}, code {found['code']}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path}: is no record of injected faults ({error!r}); take the evidence again") from None
+        shown = table(["what was injected", "what came of it: how often"], rows)
+        blocks.append(f"## {title}\n\n{shown}\n\nTaken {'; '.join(sorted(made))}.")
+    return "\n\n".join(blocks)
 
 
 # --------------------------------------------------------------------------------------------- past this machine

@@ -62,7 +62,7 @@ def compute(
         Paused: the time was up.
         SpecError, DataError: what the data set or the loop refuses.
         RecordError: the parent is missing or damaged.
-        TrainingDiverged: the loss left the finite numbers.
+        TrainingDiverged: the loss left the finite numbers; the last checkpoint, of finite ones, is kept.
     """
     began = time.perf_counter()
     if tell is None:
@@ -126,11 +126,7 @@ def compute(
         }
         if any(isinstance(module, nn.MaxPool2d) for module in measured.modules()):  # as the paper counts on ImageNet
             metrics["napl_max_pool"] = paths.path_length(measured, example, count_max_pool=True).mean
-    except training.TrainingDiverged:
-        if ranks.rank == 0:
-            store.checkpoint(spec).delete()  # it would only diverge again, and other sources begin anew anyway
-        raise
-    finally:
+    finally:  # a checkpoint of before the loss diverged, if there is one, stays to be looked at
         torch.set_num_threads(threads)
     record = Record(
         key=spec.key(),
@@ -262,12 +258,7 @@ def pick_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
-        raise SpecError(f"device is {device!r}, which is not available here; use 'auto', 'cpu' or 'cuda'") from None
-    return chosen
+    return datasets.checked_device(device)
 
 
 @lru_cache(maxsize=2)
@@ -351,6 +342,9 @@ def run(
         RunFailed: runs that failed, each named with the reason; all others were finished first.
     """
     store, specs = store or Store(), list(specs)
+    for spec in specs:
+        if not isinstance(spec, RunSpec):
+            raise SpecError(f"a run is {spec!r:.80}, expected a RunSpec; `RunSpec.from_json` makes one")
     if workers is not None and workers < 1:
         raise SpecError(f"workers is {workers}, expected at least 1")
     where = pick_device(device)

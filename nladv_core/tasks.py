@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nladv_core import datasets
 from nladv_core.datasets import ImageData
+from nladv_core.errors import SpecError
 from nladv_core.recipes import Recipe
 from nladv_core.texts import TextData
 from nladv_core.transformer import PAD, POSITIONS, greedy
@@ -88,10 +89,18 @@ class Task(Protocol):
 
 
 def of(data: ImageData | TextData | Task) -> Task:
-    """The task that a data set poses; a task is given back as it is."""
+    """The task that a data set poses; a task is given back as it is.
+
+    Raises:
+        SpecError: something else.
+    """
     if isinstance(data, ImageData):
         return Classification(data)
-    return Translation(data) if isinstance(data, TextData) else data
+    if isinstance(data, TextData):
+        return Translation(data)
+    if not hasattr(data, "batches"):
+        raise SpecError(f"the data are {data!r:.80}, expected what `datasets.load` gives")
+    return data
 
 
 def at_once(images: Any) -> int:

@@ -209,6 +209,8 @@ def load(name: str, *, size: int | None = None, train: int | None = None, test: 
         SpecError: an argument out of range.
         DataError: files missing, damaged, or not in step; or a package that texts need is not installed.
     """
+    if name not in TEXTS:
+        raise SpecError(f"unknown text {name!r}; known are {', '.join(TEXTS)}.")
     corpus = TEXTS[name]
     reason = absent(name)
     if reason is not None:

@@ -111,6 +111,8 @@ def fit(
     Warns:
         NotCompiled: there is no compiler here, or it refused the network; the run goes on without.
     """
+    if not isinstance(recipe, Recipe):
+        raise SpecError(f"the recipe is {recipe!r:.80}, expected a Recipe, such as one of nladv_core.recipes.RECIPES")
     groups = units(net) if any(isinstance(module, ChannelPReLU) for module in net.modules()) else []
     if omega < 0 or not math.isfinite(omega):
         raise SpecError(f"omega is {omega:g}, expected a finite number of at least 0")
@@ -130,7 +132,7 @@ def fit(
     if precision not in PRECISIONS:
         raise SpecError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     task = tasks.of(data)
-    device, momenta = torch.device(device), {} if momenta is None else momenta
+    device, momenta = datasets.checked_device(device), {} if momenta is None else momenta
     return _epochs(
         net,
         task,
@@ -193,6 +195,7 @@ def _epochs(
         # Read once per epoch, not per step: this waits for the device.
         pulling = pull_back and controller is not None and switched_on and controller.reached
         loss_sum, correct, force = nothing.clone(), nothing.clone(), nothing
+        sound = nothing.clone()  # batches up to which the sum is a finite number: once it is not, it stays so
         net.train()
         with _dropout(device, stream(seed, "dropout", epoch, *ranks.purpose)), ranks.normalized(net):
             for number, step in enumerate(_lots(task.batches(recipe, seed, epoch), recipe.accumulate)):
@@ -215,6 +218,7 @@ def _epochs(
                     total.backward()
                     with torch.no_grad():
                         loss_sum += loss.detach() * batch.count
+                        sound += loss_sum - loss_sum == 0
                         correct += (logits.argmax(-1) == part.labels).sum()
                 optimizer.step()
                 if slopes and switched_on:
@@ -225,14 +229,13 @@ def _epochs(
                         freeze_linear_tensor_(net, margin)
         right, lost = _judged(net, task, precision, ranks)
         loss_sum, correct = ranks.total(loss_sum) / ranks.count, ranks.total(correct)
-        found = [loss_sum, correct, force.detach(), right, lost]
+        found = [loss_sum, correct, force.detach(), right, lost, sound]
         sums = torch.stack([value.to(torch.float64) for value in found]).tolist()
         if not math.isfinite(sums[0]):
-            raise TrainingDiverged(
-                f"the loss became {'NaN' if math.isnan(sums[0]) else 'infinite'} in epoch {epoch + 1} of "
-                f"{recipe.epochs}; the likely cause is a step that is too large: lower lr (now {recipe.lr_at(epoch):g})"
-                + (f" or omega (now {omega:g})" if omega > 0 else "")
-            )
+            at = f"at step {min(int(sums[5]) // recipe.accumulate + 1, steps)} of {steps} in"
+            raise _diverged(sums[0], at, epoch, recipe, omega, precision, begun=epoch > first or sums[5] > 0)
+        if not math.isfinite(sums[4]):  # the last step did it; or else it would be saved as good
+            raise _diverged(sums[4], "on the test split after", epoch, recipe, omega, precision, begun=True)
         momenta |= _state(optimizer, net)
         yield {
             "epoch": epoch + 1,
@@ -245,6 +248,21 @@ def _epochs(
             "active_fraction": active_fraction(net) if slopes else 1.0,
             "active": [float(active) for active, _ in active_counts(net).values()] if slopes else [],
         }
+
+
+def _diverged(
+    value: float, where: str, epoch: int, recipe: Recipe, omega: float, precision: str, *, begun: bool
+) -> TrainingDiverged:
+    """What happened, when, and the likely cause."""
+    cause = "a step that is too large: "
+    cause += f"lower lr (now {recipe.lr_at(epoch):g})" + (f" or omega (now {omega:g})" if omega > 0 else "")
+    cause += ", or use precision float32" if precision != "float32" else ""
+    if not begun:  # no step has been made yet
+        cause = "what it began with: look for NaN, infinite or huge values in its weights and its data"
+    what = "NaN" if math.isnan(value) else "infinite"
+    return TrainingDiverged(
+        f"the loss became {what} {where} epoch {epoch + 1} of {recipe.epochs}; the likely cause is {cause}"
+    )
 
 
 _Forward = Callable[..., tuple[Tensor, Tensor]]

@@ -54,7 +54,7 @@ def test_run_and_status_of_a_chapter(capsys: pytest.CaptureFixture[str]) -> None
     assert "test_accuracy" in printed and len(printed.splitlines()) == 1 + 3
     assert cli.main(["status", "--tier", "smoke"]) == 0
     printed = capsys.readouterr().out
-    committed = len(list((Path(__file__).parents[1] / "data" / "results").glob("*/*.json")))
+    committed = len(list((Path(__file__).parents[1] / "data" / "results").glob("*/" + "[0-9a-f]" * 12 + ".json")))
     assert f"{3 + committed} runs in" in printed
     assert "06_accuracy_and_depth    smoke    3 done, 2 missing, of 5" in printed
     assert cli.main(["run", "02"]) == 0

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import evidence
 import nladv_core as nl
 import test_claims
 from nladv_core import book, claims, experiments, pages
@@ -197,6 +199,55 @@ def test_readings_of_the_normalised_path_length(found: dict[str, str]) -> None:
     assert found["napl_56_B"] == str(27 + 1)
     assert found["napl_56"] == str(25 + 2 * 3 // 2 + 1)
     assert found["napl_56_v1"] == "42" and found["apl_56"] == "54.9988"
+
+
+class TestReliability:
+    def test_what_was_not_tried_is_not_run(self, found: dict[str, str]) -> None:
+        assert found["reliability"].count("\n\nnot run") == found["reliability"].count("## ") == len(pages._FAULTS)
+
+    def test_shows_what_the_tests_wrote_down(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(evidence, "RECORDING", True)
+        monkeypatch.setattr(evidence, "FOLDER", tmp_path / "reliability")
+        (tmp_path / "reliability").mkdir()
+        old = {"faults": {"a full | disk": {"outcomes": {"stored": 7}}}}  # of another day: replaced
+        (tmp_path / "reliability" / "disk.json").write_text(json.dumps(old))
+        for times in (1200, 1300):  # cases of a test: they add up
+            with evidence.evidence("disk") as counted:
+                counted.note("a full | disk", "one sentence", times)
+                counted.note("a full | disk", "stored")
+        with pytest.raises(ZeroDivisionError), evidence.evidence("disk") as counted:
+            counted.note("what went wrong", "is not written down")
+            raise ZeroDivisionError
+        text = pages.reliability(tmp_path)
+        assert "| a full \\| disk | one sentence: 2,500; stored: 2 |" in text and "what went wrong" not in text
+        assert (
+            text.count("not run") == len(pages._FAULTS) - 1 and f"torch {torch.__version__.partition('+')[0]}" in text
+        )
+        (tmp_path / "reliability" / "disk.json").write_text("{}")
+        with pytest.raises(RecordError, match=r"disk\.json: is no record of injected faults"):
+            pages.reliability(tmp_path)
+
+    def test_every_test_of_faults_has_its_place_and_no_record_a_trace_of_a_machine(self) -> None:
+        named = set()
+        for path in (ROOT / "tests").glob("test_*.py"):
+            if path.name != "test_pages.py":
+                named |= set(re.findall(r'with evidence\("(\w+)"\)', path.read_text()))
+        assert named == set(pages._FAULTS)
+        for path in evidence.FOLDER.glob("*.json"):
+            assert path.stem in pages._FAULTS
+            for found in json.loads(path.read_text())["faults"].values():
+                assert set(found) == {"outcomes", "seconds", "date", "python", "torch", "code"}
+
+    def test_committed_kills_are_a_hundred_and_lost_nothing(self) -> None:
+        """What the page says of the kills is what the issue asked for."""
+        record = evidence.FOLDER / "kills.json"
+        if not record.is_file():
+            pytest.skip("not run yet: make faults")
+        outcomes = [found["outcomes"] for found in json.loads(record.read_text())["faults"].values()]
+        assert all(found["brought to its end, bit-identical"] >= 1 for found in outcomes)
+        killed = sum(found["killed, nothing lost or half written"] for found in outcomes)
+        if killed < 100:
+            pytest.skip(f"{killed} of 100 kills are written down so far: make faults does them all")
 
 
 def test_bars_in_cells_do_not_break_a_table() -> None:

@@ -44,7 +44,11 @@ def as_tensor(histogram, size):
 @settings(max_examples=260, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**9), depth=st.integers(2, 9))
 def test_equals_walking_every_path(block, seed, depth):
-    rng = random.Random(8 * seed + block)
+    judged(random.Random(8 * seed + block), depth)
+
+
+def judged(rng, depth):
+    """Compare one random network with the oracle; returns what came of it."""
     layers = random_layers(rng, depth)
     module = Net(layers).eval()
     try:
@@ -60,16 +64,17 @@ def test_equals_walking_every_path(block, seed, depth):
         return groups[i].active[neuron[groups[i].channel_axis % (len(neuron) + 1) - 1]]
 
     walked = every_path(layers, active, limit=20_000)
-    if walked is None:  # too many to walk
-        return
+    if walked is None:
+        return "too many paths to walk"
     if not walked[0]:
         with pytest.raises(nl.UnsupportedNetwork, match="no path"):
             nl.path_length(net, layers[0][1:])
-        return
+        return "refused"
     for normalized, expected in zip((False, True), walked, strict=True):
         found = nl.path_length(net, layers[0][1:], normalized=normalized)
         assert found.mean == pytest.approx(float(expected_mean(expected)), abs=EXACT), layers
         torch.testing.assert_close(found.histogram, as_tensor(expected, len(found.histogram)), atol=EXACT, rtol=0)
+    return "equal"
 
 
 REAL = {
