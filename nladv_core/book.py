@@ -264,6 +264,7 @@ def _render(executed: list[Path], folder: Path, force: bool) -> Path:
         _say(said, sys.stderr)
         kept = "; the previous pages are still there" if index.is_file() else ""
         raise BuildError(f"Jupyter Book could not render the book without a warning (see above){kept}")
+    _mend(made)
     (made / ".inputs").write_text(inputs or "")
     _replace(html, made)
     shutil.rmtree(stage)
@@ -288,6 +289,22 @@ def _jupyter_book(stage: Path, *options: str) -> tuple[Path | None, str]:
     )
     made = stage / "_build" / "html"
     return (None if done.returncode or not (made / "index.html").is_file() else made), done.stdout.rstrip()
+
+
+def _mend(html: Path) -> None:
+    """Take out of the pages what the theme puts in and nobody needs: 1.5 MB a page, and roles that promise too much."""
+    for page in html.rglob("*.html"):
+        text = page.read_text("utf-8")
+        # The same icons come as a font with the theme's style.
+        mended = re.sub(r'<script[^>]*\bsrc="[^"]*/fontawesome\.js[^"]*"></script>\s*', "", text)
+        # docutils calls a bibliography a list, whose entries then are no list items.
+        mended = re.sub(
+            r' role="(?:list|doc-biblioentry)"(?= class="citation)|(?<=") role="doc-biblioentry"', "", mended
+        )
+        if mended != text:
+            page.write_text(mended, encoding="utf-8")
+    for script in html.rglob("fontawesome.js*"):
+        script.unlink()
 
 
 def _replace(folder: Path, made: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from nladv_core import book, claims
@@ -70,6 +71,7 @@ class Visit:
     page: Page
     complaints: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    weights: dict[str, int] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -89,6 +91,7 @@ def visit(browser: Browser, address: str) -> Iterator:
         context.route(lambda url: not url.startswith((f"{address}/", "data:", "blob:")), refuse)
         page = visited.page
         page.on("console", lambda m: visited.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("requestfinished", lambda r: visited.weights.update({r.url: r.sizes()["responseBodySize"]}))
         page.on("pageerror", lambda error: visited.complaints.append(str(error)))
         page.on("requestfailed", lambda request: visited.complaints.append(f"failed: {request.url}"))
         page.on("response", lambda r: visited.complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
@@ -166,6 +169,40 @@ def test_dark_scheme_can_be_chosen_and_is_legible(visit, name: str) -> None:
     # The weakest contrast (WCAG's ratio) of a visible text against what lies behind it.
     weakest = page.evaluate(CONTRAST)
     assert weakest["ratio"] >= 4.0, weakest
+
+
+@EACH
+def test_axe_finds_nothing_serious(visit, name: str) -> None:
+    found = Axe().run(visit(f"{name}.html").page).response
+    serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+    assert not serious, [(rule["id"], rule["help"], [node["html"][:200] for node in rule["nodes"]]) for rule in serious]
+    if name == NAMES[0]:  # its list of what passed shows that it has looked
+        full = Axe().run(visit(f"{name}.html").page, options={}).response
+        assert {"color-contrast", "image-alt", "link-name"} <= {rule["id"] for rule in full["passes"]}
+
+
+@EACH
+def test_the_keyboard_reaches_whatever_can_be_clicked(visit, name: str) -> None:
+    page = visit(f"{name}.html").page
+    lost = page.evaluate(
+        """() => {
+            const elements = 'a[href], button, input, select, textarea, summary', roles = 'button, slider, link';
+            const clickable = `${elements}, [onclick], ${roles.split(', ').map(r => `[role=${r}]`)}`;
+            return [...document.querySelectorAll(clickable)].filter(e => {
+                if (!e.checkVisibility({visibilityProperty: true}) || e.disabled) return false;
+                e.focus();
+                return e.tabIndex < 0 || document.activeElement !== e;
+            }).map(e => e.outerHTML.slice(0, 160));
+        }"""
+    )
+    assert not lost
+
+
+@EACH
+def test_a_page_weighs_less_than_3_mib_all_that_it_loads_included(visit, name: str) -> None:
+    """Uncompressed, nothing in a cache."""
+    weights = visit(f"{name}.html").weights
+    assert len(weights) > 5 and 500_000 < sum(weights.values()) < 3 << 20, weights
 
 
 def test_dark_scheme_follows_the_system(visit) -> None:
