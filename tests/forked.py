@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from nladv_core import book, campaign, runs
+from nladv_core import book, campaign, runs, workers
 from nladv_core.recipes import Recipe
 from nladv_core.runs import RunSpec, Store
 
@@ -79,11 +79,30 @@ def compute(folder: str, specs: Sequence[Any], log: str, slow: float = 0.0) -> N
     runs.run(_read(specs), Store(folder, also=()), workers=1, progress=False)
 
 
+# A worker of a campaign: saves after every epoch, and leaves the line of `_watched` in the campaign's name.
+_WORKER = """
+import os
+from nladv_core import runs
+runs.SAVE_EVERY_S, compute = -1.0, runs.compute
+def told(spec, *arguments, **more):
+    with open({log!r}, "a") as file:
+        file.write(f"{{spec.key()}} {{os.getppid()}}\\n")
+    return compute(spec, *arguments, **more)
+runs.compute = told
+runs._serve()
+"""
+
+
 def campaigning(folder: str, specs: Sequence[Any], log: str) -> None:
     """`campaign.campaign` of these runs."""
+
+    class Watched(workers.Pool):
+        def __init__(self, module: str, function: str) -> None:
+            super().__init__(module, function)
+            self._command = [sys.executable, "-c", _WORKER.format(log=log)]
+
     warnings.simplefilter("error")
-    _watched(log, 0.0)
-    runs.SAVE_EVERY_S = -1.0
+    runs.Pool = Watched  # type: ignore[misc]
     campaign.wanted = lambda tier: _read(specs)
     store = Store(folder, also=())
     if not campaign.campaign("smoke", minutes=9, workers=1, store=store, say=lambda line: None):
