@@ -472,6 +472,8 @@ class Store:
             text = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":"))
             write(self.folder / f"{record.key}.json", _sealed(text))
         except OSError as error:
+            for file in files.values():  # without the record they are nobody's, and only take room
+                (self.folder / file["name"]).unlink(missing_ok=True)
             raise RecordError(
                 f"{self.folder}: the result cannot be written ({error.strerror or error}); make room there, or name "
                 "another folder by NLADV_STORE"
