@@ -1,7 +1,7 @@
 # make book    compute missing runs, execute the chapters that changed, render build/html/ (TIER=smoke|quick|reduced|paper)
 # make test    lint, format, types, unit tests, every notebook, every page
 # make bench   the performance claims, each against its baseline in one run
-# make faults  inject every fault as often as the book says, and write down what came of it (half an hour)
+# make faults  inject every fault as often as the book says, and write down what came of it
 # make clean   remove build/ and the tools' caches; .venv and the computed runs in data/cache stay
 #
 # Each sets up .venv by itself. PYTHON names the interpreter to make it from, PIP_FLAGS goes to `pip install`, for instance

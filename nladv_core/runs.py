@@ -637,7 +637,7 @@ def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int, packin
                 begun.add(number)
             elif message["event"] == "epoch":
                 measured.add(number)
-                if packing is not None:
+                if packing is not None and message["seconds"] is not None:
                     spec = busy[number]
                     work = seconds(spec) / max(spec.recipe.epochs, 1)
                     packing.note(number, work / max(message["seconds"], 1e-6), len(busy))
@@ -663,11 +663,16 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
     until = job.get("until")
     say("began")
     looked = time.perf_counter()
+    try:
+        begun = store.checkpoint(spec).progress()
+    except (RecordError, OSError):  # told where the run is computed
+        begun = None
+    known = 0 if begun is None else begun.epochs
 
     def epoch(row: dict[str, Any]) -> None:
         nonlocal looked
         lasted, looked = time.perf_counter() - looked, time.perf_counter()
-        say("epoch", seconds=lasted)
+        say("epoch", seconds=None if row["epoch"] <= known else lasted)  # those of before an interruption took no time
 
     try:
         with store.lock(spec, wait=until is None):

@@ -44,7 +44,7 @@ class Tier:
         family, depths: networks `<family><depth>` (§4.3.2).
         datasets, difficulties: tasks of increasing difficulty (§4.3.3); the second for digits alone.
         small: network, width factor and number of training images where many parents are trained; None: those above.
-        precision: "float32", or "bfloat16", which is twice as fast or more where the hardware has it, as GPUs do.
+        precision: "float32", or "bfloat16", which is faster where the hardware has it, as GPUs do.
     """
 
     dataset: str

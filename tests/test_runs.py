@@ -605,3 +605,19 @@ def test_a_record_reads_back_as_it_was(filled: Store) -> None:
     record = filled.record(CHILD)
     again = Record.read(filled.folder / f"{CHILD.key()}.json")
     assert again == record and again.to_json() == json.loads(json.dumps(record.to_json()))
+
+
+def test_epochs_of_before_an_interruption_say_nothing_of_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told again in no time, they would pass for the fastest there are, and runs would be packed by that."""
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
+    store = Store(tmp_path, also=())
+    spec = replace(PARENT, recipe=replace(PARENT.recipe, epochs=3, milestones=()))
+    with pytest.raises(runs.Paused):
+        runs.compute(spec, store, device="cpu", until=0.0)
+    told: list[dict[str, Any]] = []
+    job = {"spec": spec.to_json(), "folder": str(tmp_path), "also": [], "device": "cpu", "refresh": False}
+    runs._handle(job, told.append)
+    seconds = [message["seconds"] for message in told if message["event"] == "epoch"]
+    assert seconds[0] is None and len(seconds) == 3 and all(taken > 0 for taken in seconds[1:])
