@@ -1,8 +1,9 @@
 """Many small trainings at once: as processes, as one batched program, and one after the other.
 
-* A sweep of eight small runs (digits, as chapters at `quick` train), computed by `nladv_core.run` with a worker for
-  each core (ours), against the same runs one after the other in one process (baseline), once with one thread and once
-  with all of them; the faster of the two is the baseline. The records must equal those of one worker to the bit.
+* A sweep of eight small runs (digits, the recipe that chapters at `quick` train with), computed by `nladv_core.run`
+  with a worker for each core (ours; their start, path lengths and records included), against the trainings of the same
+  runs one after the other in one process (baseline), once with one thread and once with all of them; the faster of the
+  two is the baseline. The records must equal those of one worker to the bit.
 * The same eight networks as one program: their weights stacked, `torch.func.vmap` over them, so that every convolution
   becomes a grouped one. What is timed is forward and backward pass of a step, against eight steps one after the other,
   compiled and not. Told, not required: what wins is what the library does.
@@ -28,13 +29,13 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
 from nladv_core import datasets, nets, runs, training
-from nladv_core.recipes import Recipe
+from nladv_core.recipes import RECIPES
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store, untrained, with_slopes
 
 COUNT = 8
 NEEDED = 1.5
-RECIPE = Recipe(epochs=4, milestones=(3,), lr=0.1, batch=64, flip=False)
+RECIPE = RECIPES["quick-train"]
 SPECS = [
     RunSpec(data="digits", net="resnet14", width=0.5, train=1800, test=1000, recipe=RECIPE, omega=omega, seed=seed)
     for seed in (0, 1)

@@ -3,15 +3,19 @@
 The baseline is written here as one finds it everywhere: eager float32, a `DataLoader` with two workers, torchvision's
 transforms on one PIL image after another, `loss.item()` in each step. Ours is what a run of the paper's tier uses:
 bytes that stay on the device, channels-last bfloat16, a fused optimiser, a compiled step. Both train the same network
-with the same batch on images of CIFAR's shape, with all cores; the time of an epoch is taken from one end of an epoch
-to the next, the first one (workers start, the compiler works) left out, and the figure is the median over rounds.
+with the same batch on images of CIFAR's shape, with all cores, each in a process of its own that waits while the other
+works; the time of an epoch is taken from one end of an epoch to the next, the first one (workers start, the compiler
+works) left out, and the figure is the median over rounds.
 
-On a GPU also: how many times as much several runs do that share it, memory, and the share of its arithmetic peak.
+On a CPU also: how fast it would be if nothing but its bfloat16 convolutions took time, which is as far as anything else
+could be improved. On a GPU also: how many times as much several runs do that share it, memory, and the share of its
+arithmetic peak.
 
 Run: `make bench`, or this script with `--network NAME`, `--images N`, `--rounds N`.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -30,6 +34,7 @@ import nladv_core as nl
 from nladv_core import compat, nets, training
 from nladv_core.datasets import ImageData
 from nladv_core.recipes import RECIPES
+from nladv_core.workers import keep_freed_memory
 
 compat.declare_torchvision_operators()
 from torchvision import transforms  # noqa: E402
@@ -116,31 +121,65 @@ def ours(net: nn.Module, data: ImageData, epochs: int, device: torch.device) -> 
     return training.fit(net, data, recipe, seed=0, precision="bfloat16", compiled=True, device=device, **how)
 
 
-def timed(epochs: Iterator[Any]) -> float:
-    start = time.perf_counter()
-    next(epochs)
-    return time.perf_counter() - start
+class Loop:
+    """One of the two loops in a process of its own, which does an epoch when asked to."""
+
+    def __init__(self, side: str, name: str, linearized: bool, images: int, device: torch.device):
+        given = ["--serve", side, "--network", name, "--images", str(images), "--device", device.type]
+        command = [sys.executable, __file__, *given, "--threads", str(torch.get_num_threads())]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([*command, *["--linearized"] * linearized], **pipes)
+
+    def epoch(self) -> dict[str, float]:
+        """Seconds that it took, and bytes of the device in use at most."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        found: dict[str, float] = json.loads(self.process.stdout.readline())
+        return found
+
+    def end(self) -> None:
+        """Let the process come to its end."""
+        self.process.communicate()
+
+
+def serve(side: str, name: str, linearized: bool, images: int, device: torch.device) -> None:
+    """In such a process: an epoch for each line that comes."""
+    data, net = noise(images), network(name, linearized)
+    if side == "ours":
+        keep_freed_memory()  # as every process of `nladv` that trains
+        epochs: Iterator[Any] = ours(net, data, 10_000, device)
+    else:
+        epochs = usual(net, data, RECIPES["cifar-train"].batch, device)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        next(epochs)
+        seconds = time.perf_counter() - start
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        print(json.dumps({"seconds": seconds, "memory": memory}), flush=True)
 
 
 def compare(name: str, linearized: bool, images: int, rounds: int, device: torch.device) -> dict[str, Any]:
     """Images a second of both loops, epoch by epoch in turn."""
-    data, batch = noise(images), RECIPES["cifar-train"].batch
-    theirs = usual(network(name, linearized), data, batch, device)
-    fast = ours(network(name, linearized), data, rounds + 2, device)
-    timed(theirs)
-    start = timed(fast), timed(fast)
-    taken = [(timed(theirs), timed(fast)) for _ in range(rounds)]
-    found: dict[str, Any] = {"network": name, "linearized": linearized, "device": device.type, "first_s": start[0]}
-    found |= {"usual": [images / a for a, _ in taken], "ours": [images / b for _, b in taken]}
+    theirs, fast = (Loop(side, name, linearized, images, device) for side in ("usual", "ours"))
+    theirs.epoch()
+    first = fast.epoch()["seconds"]
+    fast.epoch()
+    taken = [(theirs.epoch()["seconds"], fast.epoch()) for _ in range(rounds)]
+    theirs.end()
+    fast.end()
+    found: dict[str, Any] = {"network": name, "linearized": linearized, "device": device.type, "first_s": first}
+    found |= {"usual": [images / a for a, _ in taken], "ours": [images / b["seconds"] for _, b in taken]}
     if device.type == "cuda":
-        found["memory"] = torch.cuda.max_memory_allocated(device)
-    return found | {"ratio": statistics.median(a / b for a, b in taken)}
+        found["memory"] = taken[-1][1]["memory"]
+    return found | {"ratio": statistics.median(a / b["seconds"] for a, b in taken)}
 
 
 def alone(name: str, images: int, seconds: float, device: torch.device) -> float:
     """Images a second of one plain run over `seconds`, in a process of its own among others."""
+    keep_freed_memory()
     fast = ours(network(name, False), noise(images), 10_000, device)
-    timed(fast)
+    next(fast)
     print("ready", flush=True)
     sys.stdin.readline()
     start, epochs = time.perf_counter(), 0
@@ -165,6 +204,28 @@ def packed(name: str, count: int, images: int, seconds: float, device: torch.dev
     return sum(float(run.communicate()[0]) for run in runs)
 
 
+def convolutions(name: str, batch: int) -> float:
+    """Images a second if each convolution's forward and backward pass, in bfloat16, were all that a step does."""
+    keep_freed_memory()
+    net, total = network(name, False), 0.0
+    with torch.no_grad():
+        inputs: dict[nn.Module, torch.Tensor] = {}
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(lambda module, given: inputs.update({module: given[0]}))
+        net(torch.randn(batch, *SHAPE).to(memory_format=torch.channels_last))
+    for number, (module, given) in enumerate(inputs.items()):
+        layer = module.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = given.bfloat16().requires_grad_(number > 0)  # nobody asks for the gradient of an image
+        gradient, taken = torch.randn_like(layer(x)), []
+        for _ in range(4):
+            start = time.perf_counter()
+            layer(x).backward(gradient)
+            taken.append(time.perf_counter() - start)
+        total += statistics.median(taken[1:])
+    return batch / total
+
+
 def operations(name: str) -> float:
     """Multiplications and additions of one image's forward and backward pass, counted twice each."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -185,11 +246,16 @@ def main() -> int:
     parser.add_argument("--packed", type=int, nargs="*", help="runs that share the device (default: 2; on a GPU 4 8)")
     parser.add_argument("--device", help="cpu or cuda (default: what there is)")
     parser.add_argument("--alone", choices=NETWORKS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=("usual", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--linearized", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = given.images or (51_200 if device.type == "cuda" else 2_560)
+    if given.serve:
+        serve(given.serve, given.network, given.linearized, images, device)
+        return 0
     if given.alone:
         print(alone(given.alone, images, given.seconds, device))
         return 0
@@ -207,6 +273,14 @@ def main() -> int:
             sides = f"{theirs:,.0f} images/s", f"{fast:,.0f} images/s"
             rows.append(Row(what=what, baseline=sides[0], ours=sides[1], ratio=found["ratio"], required=needed))
             print(rows[-1], flush=True)
+            if device.type == "cpu" and not linearized:
+                bound = convolutions(name, RECIPES["cifar-train"].batch)
+                measured.append({"network": name, "convolutions": bound, "device": device.type})
+                sides = f"{theirs:,.0f} images/s", f"{bound:,.0f} images/s"
+                rows.append(
+                    Row(what=f"{name}, its convolutions alone", baseline=sides[0], ours=sides[1], ratio=bound / theirs)
+                )
+                print(rows[-1], flush=True)
             if device.type == "cuda" and not linearized:
                 found["epoch_s"] = 50_000 / fast
                 found["whole_s"] = 260 * 50_000 / fast

@@ -139,9 +139,10 @@ def _value(text: str) -> Any:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from nladv_core import experiments, grid, runs, tiers
+    from nladv_core import experiments, grid, runs, tiers, workers
 
     given = _parameters(parsed)
+    workers.keep_freed_memory()
     how = {"workers": parsed.workers, "compiled": parsed.compile, "devices": parsed.devices}
     what = parsed.what[0]
     if all(_KEY.fullmatch(key) for key in parsed.what):

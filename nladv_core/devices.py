@@ -7,7 +7,6 @@ units, and the record is that of one device within rounding. Dropout is not: eac
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import os
@@ -15,12 +14,10 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nladv_core.errors import NladvError, SpecError
 from nladv_core.tasks import NOT_ASKED, Batch
@@ -81,18 +78,6 @@ class Ranks:
         trained: nn.Module = self.fabric.setup_module(net)
         return trained
 
-    @contextlib.contextmanager
-    def normalized(self, net: nn.Module) -> Iterator[None]:
-        """While this lasts, batch norm in training normalizes by the batches of all ranks taken together."""
-        layers = [layer for layer in net.modules() if isinstance(layer, _BatchNorm)] if self.count > 1 else []
-        for layer in layers:
-            layer.forward = partial(_normalize, layer)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward  # the class's own again
-
     def wait(self) -> None:
         """Until every rank has come here."""
         if self.count > 1:
@@ -100,49 +85,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all ranks, of what each has, forward and, of the gradients, backward."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-
-def _normalize(layer: _BatchNorm, values: Tensor) -> Tensor:
-    """`layer(values)` with the statistics of all ranks: what torch's SyncBatchNorm does, on the CPU as well."""
-    if not layer.training:
-        return type(layer).forward(layer, values)
-    wide = values.float()
-    dims = [dim for dim in range(values.dim()) if dim != 1]
-    shape = [-1 if dim == 1 else 1 for dim in range(values.dim())]
-    here = wide.new_tensor([values.numel() // values.shape[1]])
-    sums = _Sum.apply(torch.cat([wide.sum(dims), here]))
-    number = sums[-1].detach()
-    mean = sums[:-1] / number
-    centred = wide - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(dims)) / number
-    if layer.track_running_stats:
-        with torch.no_grad():
-            assert layer.running_mean is not None and layer.running_var is not None
-            assert layer.num_batches_tracked is not None
-            layer.num_batches_tracked += 1
-            weight = 1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
-            layer.running_mean.lerp_(mean, weight)
-            layer.running_var.lerp_(variance * (number / (number - 1)), weight)
-    found = centred * (variance + layer.eps).rsqrt().view(shape)
-    if layer.affine:
-        found = found * layer.weight.view(shape) + layer.bias.view(shape)
-    return found.to(values.dtype)
 
 
 # --------------------------------------------------------------------------------------------- one run, many processes

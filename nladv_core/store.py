@@ -46,6 +46,7 @@ _DECIDING = (
     "texts",
     "tasks",
     "devices",
+    "normalization",
     "training",
     "runs",
 )

@@ -18,6 +18,27 @@ LEFT_OUT = (".git", ".venv", "__pycache__", ".*_cache", "build", "cache")
 # name, file, what stands there, what the bug puts in its place, tests that must go red
 BUGS = [
     (
+        "batch norm's own gradients over all ranks",
+        "normalization.py",
+        "affine = (None, None) if weight is None else sums.unbind()",
+        "affine = (None, None) if weight is None else ctx.total(sums).unbind()",
+        "test_devices.py",
+    ),
+    (
+        "batch norm's gradient without the mean",
+        "normalization.py",
+        "gradient.float() - _wide(plain, values) - found",
+        "gradient.float() - found",
+        "test_normalization.py",
+    ),
+    (
+        "batch norm compiled as torch has it",
+        "normalization.py",
+        "(compiled and not torch.compiler.is_compiling())",
+        "compiled",
+        "test_normalization.py",
+    ),
+    (
         "penalty sign",
         "linearize.py",
         "distance, 1.0).pow(p), 0.0).sum()",
