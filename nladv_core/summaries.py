@@ -66,12 +66,13 @@ def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """An effect in points of accuracy: its mean over seeds and the 95 % t-interval."""
+    """An effect: its mean over seeds and the 95 % t-interval, in points of accuracy or what `unit` names."""
 
     mean: float
     low: float
     high: float
     seeds: int
+    unit: str = "points"
 
     @property
     def verdict(self) -> str:
@@ -81,12 +82,20 @@ class Difference:
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "no clear difference"
 
     def __str__(self) -> str:
-        interval = f", 95 % interval {self.low:+.1f} to {self.high:+.1f}" if self.seeds > 1 else ""
-        return f"{self.mean:+.1f} points{interval}, {self.seeds} seed{'s' * (self.seeds != 1)}"
+        # Accuracies of thousands of images are known to a tenth of a point; other measures have scales of their own.
+        mean, low, high = (
+            f"{value:+.1f}" if self.unit == "points" else f"{value:+.3g}" for value in (self.mean, self.low, self.high)
+        )
+        interval = f", 95 % interval {low} to {high}" if self.seeds > 1 else ""
+        return f"{f'{mean} {self.unit}'.strip()}{interval}, {self.seeds} seed{'s' * (self.seeds != 1)}"
 
 
-def difference(values: Sequence[float]) -> Difference:
+def difference(values: Sequence[float], *, unit: str = "points") -> Difference:
     """Mean and 95 % t-interval of paired differences, one per seed.
+
+    Args:
+        values: in points of accuracy (0 to 100), or in `unit`.
+        unit: what they are told in; "" where there is none, as of path lengths.
 
     Raises:
         RecordError: no values.
@@ -98,7 +107,7 @@ def difference(values: Sequence[float]) -> Difference:
     if found.size > 1:
         half = t_quantile(found.size - 1) * float(found.std(ddof=1)) / math.sqrt(found.size)
     mean = float(found.mean())
-    return Difference(mean=mean, low=mean - half, high=mean + half, seeds=int(found.size))
+    return Difference(mean=mean, low=mean - half, high=mean + half, seeds=int(found.size), unit=unit)
 
 
 def t_quantile(freedom: int) -> float:

@@ -415,6 +415,9 @@ class TestSummaries:
 
     def test_words(self) -> None:
         assert str(summaries.difference([1.0])) == "+1.0 points, 1 seed"
+        assert str(summaries.difference([0.0123], unit="")) == "+0.0123, 1 seed"
+        in_layers = r"\+0\.02 layers, 95 % interval -0\.00484 to \+0\.0448, 3 seeds"
+        assert re.fullmatch(in_layers, str(summaries.difference([0.01, 0.02, 0.03], unit="layers")))
         assert re.fullmatch(
             r"-2\.0 points, 95 % interval -4\.5 to \+0\.5, 3 seeds", str(summaries.difference([-1, -2, -3]))
         )
