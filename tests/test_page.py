@@ -81,6 +81,7 @@ def visit(browser: Browser, address: str) -> Iterator:
 
     def open_page(path: str, width: int = 1280, scheme: str = "light") -> Visit:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+        context.set_default_timeout(120_000)  # of a machine with much else to do
         contexts.append(context)
         visited = Visit(context.new_page())
 
