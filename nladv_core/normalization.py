@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_BLOCK = 256  # rows: with 64 channels of bfloat16 they fill the nearest cache of today's processors
+_BLOCK = 256  # rows: 32 KiB with 64 channels of bfloat16, which is what the nearest cache holds
 
 
 class Normalization:
@@ -24,7 +24,7 @@ class Normalization:
     Args:
         net: whose layers.
         total: from a tensor to its sum over all ranks, the same bits on each; None: there is one rank.
-        compiled: only where a compiler traces the network; what runs as it is stays torch's, which is faster there.
+        compiled: only where a compiler traces the network; what runs as it is stays torch's own.
     """
 
     def __init__(
