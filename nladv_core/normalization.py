@@ -87,6 +87,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(values, weight, mean, scale, share)
         ctx.total = total
         ctx.mark_non_differentiable(mean, variance, number)
+        # Not from the rows: what comes out keeps the memory layout of `values`, which not every network may change.
         found = values.float() - _wide(mean, values)
         found = found * _wide(scale if weight is None else scale * weight, values)
         found = found if bias is None else found + _wide(bias, values)
