@@ -1,5 +1,6 @@
 """The rendered book in a real browser: offline, without errors, legible on a telephone and in the dark."""
 
+import contextlib
 import functools
 import http.server
 import os
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -21,7 +23,6 @@ from nladv_core.errors import SpecError
 ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 NAMES = [TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
-EACH = pytest.mark.parametrize("name", NAMES)
 # One worker builds the book, opens the browser and looks at every page.
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -74,79 +75,136 @@ class Visit:
     weights: dict[str, int] = field(default_factory=dict)
 
 
-@pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator:
-    """A function that opens `/path` at a width and a colour scheme; requests to other places are noted and refused."""
-    contexts = []
+class Visits:
+    """Opens pages of the book; requests to other places are noted and refused."""
 
-    def open_page(path: str, width: int = 1280, scheme: str = "light") -> Visit:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+    def __init__(self, browser: Browser, address: str):
+        self.browser, self.address = browser, address
+
+    @contextlib.contextmanager
+    def __call__(self, path: str, width: int = 1280, scheme: Literal["light", "dark"] = "light") -> Iterator[Visit]:
+        """`/path` at a width and a colour scheme, finished loading."""
+        context = self.browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
         context.set_default_timeout(120_000)  # of a machine with much else to do
-        contexts.append(context)
         visited = Visit(context.new_page())
 
         def refuse(route) -> None:
             visited.outside.append(route.request.url)
             route.abort()
 
-        context.route(lambda url: not url.startswith((f"{address}/", "data:", "blob:")), refuse)
+        context.route(lambda url: not url.startswith((f"{self.address}/", "data:", "blob:")), refuse)
         page = visited.page
         page.on("console", lambda m: visited.complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("requestfinished", lambda r: visited.weights.update({r.url: r.sizes()["responseBodySize"]}))
         page.on("pageerror", lambda error: visited.complaints.append(str(error)))
         page.on("requestfailed", lambda request: visited.complaints.append(f"failed: {request.url}"))
         page.on("response", lambda r: visited.complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        page.goto(f"{address}/{path}", wait_until="networkidle")
+        # `load` waits for the pictures; an idle network alone can be that of a browser that has yet to ask for them.
+        page.goto(f"{self.address}/{path}", wait_until="load")
+        page.wait_for_load_state("networkidle")
         # Formulas are set after loading; scroll once through the page for whatever loads late.
         page.evaluate("() => window.MathJax && MathJax.startup ? MathJax.startup.promise : null")
         page.evaluate("() => window.scrollTo(0, document.body.scrollHeight)")
         page.wait_for_load_state("networkidle")
-        return visited
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-@EACH
-def test_loads_without_complaint_or_request_outside(visit, name: str) -> None:
-    visited = visit(f"{name}.html")
-    assert not visited.outside
-    assert not visited.complaints
-    assert visited.page.locator("article h1").count() == 1
+        try:
+            yield visited
+        finally:
+            context.close()
 
 
-@EACH
-def test_images_load_and_say_what_they_show(visit, name: str) -> None:
-    page = visit(f"{name}.html").page
-    script = "all => all.map(i => [i.complete && i.naturalWidth > 0, i.getAttribute('alt'), i.src])"
-    images = page.eval_on_selector_all("article img", script)
-    if (ROOT / f"{name}.ipynb").exists():
-        assert images or page.locator("article svg").count()
-    for loaded, alt, source in images:
-        assert loaded, source
-        # Sphinx writes the file's name where nothing better is given.
-        assert alt and alt.strip() and not re.search(r"\.(png|svg|jpe?g|webp|gif)$", alt), (alt, source)
+@pytest.fixture(scope="session")
+def visit(browser: Browser, address: str) -> Visits:
+    """What opens a page that is one test's own."""
+    return Visits(browser, address)
 
 
-@EACH
-def test_formulas_are_set(visit, name: str) -> None:
-    page = visit(f"{name}.html").page
-    raw = page.locator("article .math").count()
-    assert page.locator("article .math mjx-container").count() >= raw
-    # An unknown command is no error to MathJax: it writes its name in red.
-    assert page.locator("article mjx-merror, article [data-mjx-error], article mjx-mtext[style*='red']").count() == 0
-    if (ROOT / f"{name}.ipynb").exists():
-        assert raw > 0
+@pytest.fixture(scope="class")
+def visited(name: str, visit: Visits) -> Iterator[Visit]:
+    """The page `name` on a screen, loaded once for all tests of `TestEveryPage`, which pytest sorts by page."""
+    with visit(f"{name}.html") as found:
+        yield found
 
 
-@EACH
-@pytest.mark.parametrize("width", [360, 1280])
-def test_no_page_scrolls_sideways(visit, name: str, width: int) -> None:
-    page = visit(f"{name}.html", width).page
-    script = "() => [document.scrollingElement.scrollWidth, window.innerWidth]"
-    inner, outer = page.evaluate(script)
-    # Whatever reaches beyond the page without a scrolling box of its own, to name it in the message.
+@pytest.mark.parametrize("name", NAMES, scope="class")
+class TestEveryPage:
+    """The tests share one page each and run in this order: those that change what they look at come last."""
+
+    def test_loads_without_complaint_or_request_outside(self, visited: Visit) -> None:
+        assert not visited.outside
+        assert not visited.complaints
+        assert visited.page.locator("article h1").count() == 1
+
+    def test_weighs_less_than_3_mib_all_that_it_loads_included(self, visited: Visit) -> None:
+        """Uncompressed, nothing in a cache."""
+        weights = visited.weights
+        assert len(weights) > 5 and 500_000 < sum(weights.values()) < 3 << 20, weights
+
+    def test_images_load_and_say_what_they_show(self, visited: Visit, name: str) -> None:
+        page = visited.page
+        script = "all => all.map(i => [i.complete && i.naturalWidth > 0, i.getAttribute('alt'), i.src])"
+        images = page.eval_on_selector_all("article img", script)
+        if (ROOT / f"{name}.ipynb").exists():
+            assert images or page.locator("article svg").count()
+        for loaded, alt, source in images:
+            assert loaded, source
+            # Sphinx writes the file's name where nothing better is given.
+            assert alt and alt.strip() and not re.search(r"\.(png|svg|jpe?g|webp|gif)$", alt), (alt, source)
+
+    def test_formulas_are_set(self, visited: Visit, name: str) -> None:
+        page = visited.page
+        raw = page.locator("article .math").count()
+        assert page.locator("article .math mjx-container").count() >= raw
+        # An unknown command is no error to MathJax: it writes its name in red.
+        wrong = "article mjx-merror, article [data-mjx-error], article mjx-mtext[style*='red']"
+        assert page.locator(wrong).count() == 0
+        if (ROOT / f"{name}.ipynb").exists():
+            assert raw > 0
+
+    def test_does_not_scroll_sideways(self, visited: Visit) -> None:
+        assert _sideways(visited.page) == (False, [])
+
+    def test_does_not_scroll_sideways_on_a_telephone(self, visit: Visits, name: str) -> None:
+        with visit(f"{name}.html", width=360) as visited:
+            assert _sideways(visited.page) == (False, [])
+
+    def test_axe_finds_nothing_serious(self, visited: Visit, name: str) -> None:
+        found = Axe().run(visited.page).response
+        serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+        nodes = [(rule["id"], rule["help"], [node["html"][:200] for node in rule["nodes"]]) for rule in serious]
+        assert not serious, nodes
+        if name == NAMES[0]:  # its list of what passed shows that it has looked
+            full = Axe().run(visited.page, options={}).response
+            assert {"color-contrast", "image-alt", "link-name"} <= {rule["id"] for rule in full["passes"]}
+
+    def test_keyboard_reaches_whatever_can_be_clicked(self, visited: Visit) -> None:
+        lost = visited.page.evaluate(
+            """() => {
+                const elements = 'a[href], button, input, select, textarea, summary', roles = 'button, slider, link';
+                const clickable = `${elements}, [onclick], ${roles.split(', ').map(r => `[role=${r}]`)}`;
+                return [...document.querySelectorAll(clickable)].filter(e => {
+                    if (!e.checkVisibility({visibilityProperty: true}) || e.disabled) return false;
+                    e.focus();
+                    return e.tabIndex < 0 || document.activeElement !== e;
+                }).map(e => e.outerHTML.slice(0, 160));
+            }"""
+        )
+        assert not lost
+
+    def test_dark_scheme_can_be_chosen_and_is_legible(self, visited: Visit) -> None:
+        page = visited.page
+        for _ in range(3):  # the button goes round: automatic, light, dark
+            if page.locator("html[data-theme=dark]").count():
+                break
+            page.locator("button.theme-switch-button:visible").first.click()
+        assert page.locator("html[data-theme=dark]").count() == 1
+        # The weakest contrast (WCAG's ratio) of a visible text against what lies behind it.
+        weakest = page.evaluate(CONTRAST)
+        assert weakest["ratio"] >= 4.0, weakest
+
+
+def _sideways(page: Page) -> tuple[bool, list[str]]:
+    """Whether the page is wider than its window, and whatever reaches beyond it without a scrolling box of its own."""
+    inner, outer = page.evaluate("() => [document.scrollingElement.scrollWidth, window.innerWidth]")
     culprits = page.evaluate(
         """() => [...document.querySelectorAll('article *')].filter(e => {
             if (e.getBoundingClientRect().right <= window.innerWidth + 1) return false;
@@ -155,70 +213,28 @@ def test_no_page_scrolls_sideways(visit, name: str, width: int) -> None:
             return !['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && !e.closest('mjx-assistive-mml');
         }).map(e => e.outerHTML.slice(0, 120))"""
     )
-    assert inner <= outer
-    assert not culprits
+    return inner > outer, culprits
 
 
-@EACH
-def test_dark_scheme_can_be_chosen_and_is_legible(visit, name: str) -> None:
-    page = visit(f"{name}.html").page
-    for _ in range(3):  # the button goes round: automatic, light, dark
-        if page.locator("html[data-theme=dark]").count():
-            break
-        page.locator("button.theme-switch-button:visible").first.click()
-    assert page.locator("html[data-theme=dark]").count() == 1
-    # The weakest contrast (WCAG's ratio) of a visible text against what lies behind it.
-    weakest = page.evaluate(CONTRAST)
-    assert weakest["ratio"] >= 4.0, weakest
+def test_one_process_has_all_of_this_file(request: pytest.FixtureRequest) -> None:
+    """Otherwise each builds the book; pytest 9.2 hides the name by which pytest-xdist 3.8 keeps a group together."""
+    if getattr(request.config.option, "loadgroup", False):  # in a process of pytest-xdist, with --dist=loadgroup
+        assert request.node.nodeid.endswith("@page")
 
 
-@EACH
-def test_axe_finds_nothing_serious(visit, name: str) -> None:
-    found = Axe().run(visit(f"{name}.html").page).response
-    serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
-    assert not serious, [(rule["id"], rule["help"], [node["html"][:200] for node in rule["nodes"]]) for rule in serious]
-    if name == NAMES[0]:  # its list of what passed shows that it has looked
-        full = Axe().run(visit(f"{name}.html").page, options={}).response
-        assert {"color-contrast", "image-alt", "link-name"} <= {rule["id"] for rule in full["passes"]}
+def test_dark_scheme_follows_the_system(visit: Visits) -> None:
+    with visit(f"{NAMES[0]}.html", scheme="dark") as visited:
+        assert visited.page.locator("html[data-theme=dark]").count() == 1
 
 
-@EACH
-def test_the_keyboard_reaches_whatever_can_be_clicked(visit, name: str) -> None:
-    page = visit(f"{name}.html").page
-    lost = page.evaluate(
-        """() => {
-            const elements = 'a[href], button, input, select, textarea, summary', roles = 'button, slider, link';
-            const clickable = `${elements}, [onclick], ${roles.split(', ').map(r => `[role=${r}]`)}`;
-            return [...document.querySelectorAll(clickable)].filter(e => {
-                if (!e.checkVisibility({visibilityProperty: true}) || e.disabled) return false;
-                e.focus();
-                return e.tabIndex < 0 || document.activeElement !== e;
-            }).map(e => e.outerHTML.slice(0, 160));
-        }"""
-    )
-    assert not lost
+def test_first_address_leads_to_the_book(visit: Visits, address: str) -> None:
+    with visit("") as visited:
+        visited.page.wait_for_url(f"{address}/{NAMES[0]}.html")
 
 
-@EACH
-def test_a_page_weighs_less_than_3_mib_all_that_it_loads_included(visit, name: str) -> None:
-    """Uncompressed, nothing in a cache."""
-    weights = visit(f"{name}.html").weights
-    assert len(weights) > 5 and 500_000 < sum(weights.values()) < 3 << 20, weights
-
-
-def test_dark_scheme_follows_the_system(visit) -> None:
-    page = visit(f"{NAMES[0]}.html", scheme="dark").page
-    assert page.locator("html[data-theme=dark]").count() == 1
-
-
-def test_first_address_leads_to_the_book(visit, address: str) -> None:
-    page = visit("").page
-    page.wait_for_url(f"{address}/{NAMES[0]}.html")
-
-
-def test_search_finds_a_word(visit) -> None:
-    page = visit("search.html?q=linearization").page
-    page.wait_for_selector("#search-results li")
+def test_search_finds_a_word(visit: Visits) -> None:
+    with visit("search.html?q=linearization") as visited:
+        visited.page.wait_for_selector("#search-results li")
 
 
 def test_no_file_of_the_book_loads_from_outside(html: Path) -> None:
@@ -227,19 +243,20 @@ def test_no_file_of_the_book_loads_from_outside(html: Path) -> None:
         assert not loads.findall(page.read_text()), page.name
 
 
-def test_scoreboard_shows_the_verdicts_of_today(visit) -> None:
-    rows = visit("book/index.html").page.locator("article table:has(th:has-text('verdict')) tbody tr")
-    shown = [row.locator("td").all_inner_texts() for row in rows.all()]
+def test_scoreboard_shows_the_verdicts_of_today(visit: Visits) -> None:
+    with visit("book/index.html") as visited:
+        rows = visited.page.locator("article table:has(th:has-text('verdict')) tbody tr")
+        shown = [row.locator("td").all_inner_texts() for row in rows.all()]
     judged = claims.judge()
     assert [(cells[0], cells[2]) for cells in shown] == [(one.claim.id, one.verdict) for one in judged]
     assert {one.verdict for one in judged} > {"reproduced"}
 
 
-def test_reference_has_an_entry_to_link_to(visit) -> None:
-    page = visit("book/api.html").page
-    entry = page.locator("dt[id='nladv_core.paths.path_length']")
-    assert "normalized=True" in entry.inner_text()
-    assert "UnsupportedNetwork" in entry.locator("xpath=following-sibling::dd").inner_text()
+def test_reference_has_an_entry_to_link_to(visit: Visits) -> None:
+    with visit("book/api.html") as visited:
+        entry = visited.page.locator("dt[id='nladv_core.paths.path_length']")
+        assert "normalized=True" in entry.inner_text()
+        assert "UnsupportedNetwork" in entry.locator("xpath=following-sibling::dd").inner_text()
 
 
 def test_links_inside_the_book_lead_somewhere(html: Path) -> None:
