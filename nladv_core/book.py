@@ -222,7 +222,10 @@ def page(notebook: Path) -> Path:
     (stage / "book" / f"{notebook.stem}.ipynb").write_text(json.dumps(_without_progress(content)), encoding="utf-8")
     toc = {"format": "jb-book", "root": f"book/{notebook.stem}", "chapters": [{"file": "book/references"}]}
     (stage / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
-    (stage / "_config.yml").write_text(_configuration(), encoding="utf-8")
+    # What pages compute takes twenty seconds, and most notebooks show nothing of it.
+    prose = ("".join(cell.get("source", "")) for cell in content["cells"] if cell.get("cell_type") == "markdown")
+    configuration = _configuration(substituted=any("{{" in text for text in prose))
+    (stage / "_config.yml").write_text(configuration, encoding="utf-8")
     folder = notebook.with_name(f"{notebook.stem}_page")
     made, said = _jupyter_book(stage)
     if made is None:
@@ -396,14 +399,15 @@ def _execute(source: Path, params: Mapping[str, Any], out: Path, inputs: str) ->
     _say(f"{source.stem}: executed in {time.perf_counter() - start:.1f} s")
 
 
-def _configuration() -> str:
+def _configuration(substituted: bool = True) -> str:
     """`_config.yml`, with what pages compute, and buttons where `$NLADV_REPOSITORY_URL` says which repository."""
     import yaml
 
     from nladv_core import pages as computed
 
     found = _settings(project_root() / "_config.yml")
-    found["parse"]["myst_substitutions"] = computed.substitutions()
+    if substituted:
+        found["parse"]["myst_substitutions"] = computed.substitutions()
     url = os.environ.get("NLADV_REPOSITORY_URL", "").strip().rstrip("/")
     if url:
         if not re.fullmatch(r"https://(github\.com|gitlab\.com|bitbucket\.org)/[\w.-]+/[\w./-]+", url):

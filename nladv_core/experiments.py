@@ -393,7 +393,8 @@ class Depth(Chapter):
     """Chapter 08 (§4.3.2, App. B.4): what depth is left in networks of different initial depth.
 
     Attributes:
-        dataset, width: None: by tier.
+        dataset: None: by tier.
+        width: None: by tier, where the chapter is live the narrowest of its widths.
         family: networks are named `<family><depth>`: "resnet", "toynet", "akamaster/resnet"; None: by tier.
         depths: None: by tier.
         omegas: strengths, > 0; None: the two strongest of the tier's few, where the chapter is live only the strongest.
@@ -428,13 +429,14 @@ class Depth(Chapter):
             known = f"{tier.family}{(self.depths or tier.depths)[0]}"
             fits = known not in nets.PUBLISHED or (nets.PUBLISHED[known].data == dataset and self.width in (None, 1))
             family = tier.family if fits else "resnet"
+        width = tier.widths[0] if self.width is None and self.tier in LIVE else self.width
         found: dict[RunSpec, None] = {}
         for depth in self.depths or tier.depths:
             for omega in self.omegas or tier.few[-1 if self.tier in LIVE else -2 :]:
                 if not omega > 0:
                     raise SpecError(f"{self.name}: omegas has {omega:g}, expected strengths above 0")
                 for seed in self.seeds or tier.seeds:
-                    parent = self._parent(dataset, f"{family}{depth}", seed, width=self.width)
+                    parent = self._parent(dataset, f"{family}{depth}", seed, width=width)
                     recipe = self._recipe(tier.linearization, parent.data, self.epochs)
                     found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
         return list(found)

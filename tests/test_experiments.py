@@ -214,7 +214,7 @@ class TestEarlyAndLate:
         assert {(s.data, s.difficulty) for s in specs("04", "quick")} == {("digits", 0.25)}
         assert {(s.data, s.difficulty) for s in specs("04", "smoke")} == {("digits", 0.0)}
         mixed = specs("04", "quick", datasets=["cifar10", "digits"], difficulties=[0.5], seeds=[0], starts=[0])
-        assert [(s.data, s.difficulty, s.size) for s in mixed] == [("cifar10", None, None), ("digits", 0.5, 16)]
+        assert [(s.data, s.difficulty, s.size) for s in mixed] == [("cifar10", None, None), ("digits", 0.5, 12)]
         foreign = specs("04", "quick", datasets=["cifar100"], seeds=[0], starts=[10])
         assert [(s.data, s.difficulty, s.size, s.recipe.flip) for s in foreign] == [("cifar100", None, None, True)] * 2
         assert {s.difficulty for s in specs("04", "reduced", datasets=["digits"], seeds=[0])} == {0.5}

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from nladv_core import book, claims
+from nladv_core import book, claims, pages
 from nladv_core.errors import SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -295,6 +296,21 @@ class TestBuild:
         with pytest.raises(SpecError, match="not a notebook"):
             book.page(notebook)
         assert found.is_file()
+
+    def test_a_notebook_s_page_computes_what_it_takes_and_nothing_else(
+        self, html: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counted = []
+        monkeypatch.setattr(pages, "substitutions", lambda: counted.append(1) or {"said": "found in a record"})
+        notebook = tmp_path / "mine.ipynb"
+        executed = json.loads((html.parent / "notebooks" / "A2_active_share.ipynb").read_text())
+        notebook.write_text(json.dumps(executed))
+        book.page(notebook)
+        assert not counted
+        executed["cells"][0]["source"] = ["# A page\n", "\n", "This was {{ said }}."]
+        notebook.write_text(json.dumps(executed))
+        assert "This was found in a record." in book.page(notebook).read_text()
+        assert counted == [1]
 
     def test_leaves_no_scaffolding(self, html: Path) -> None:
         assert {path.name for path in html.parent.iterdir()} - {".lock"} == {"html", "notebooks"}
