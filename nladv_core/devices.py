@@ -14,6 +14,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,8 @@ from nladv_core.workers import Message, Pool, serve
 if TYPE_CHECKING:
     from nladv_core.specs import RunSpec
     from nladv_core.store import Record, Store
+
+_GRACE_S = 10.0  # after a rank broke, for the end of another one to be seen that was the reason
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,12 @@ def compute(
     with Pool(__name__, "_serve") as pool:
         for rank in range(count):
             pool.give(pool.start(), {**job, "rank": rank})
-        left = set(range(count))
+        left, failure = set(range(count)), ""
         while left:
-            rank, message = pool.events.get()
+            try:
+                rank, message = pool.events.get(timeout=_GRACE_S if failure else None)
+            except Empty:
+                raise NladvError(failure) from None
             if message is None:
                 if rank in left:
                     code = pool.processes[rank].wait()
@@ -160,12 +166,17 @@ def compute(
                     raise NladvError(f"process {rank} of its {count} ended with {how}; run it again")
             elif message["event"] == "failed":
                 raise NladvError(message["reason"])
+            elif message["event"] == "broken":  # maybe because another one, of which nothing is known yet, is gone
+                failure = failure or message["reason"]
+                left.discard(rank)
             elif message["event"] == "done":
                 left.discard(rank)
             elif message["event"] == "epoch" and on_epoch is not None:
                 on_epoch(message["row"])
             elif message["event"] == "warning" and tell is not None:
                 tell(message["text"])
+    if failure:
+        raise NladvError(failure)
     return store.record(spec)
 
 
@@ -211,7 +222,7 @@ def _handle(job: Message, report: Callable[[Message], None]) -> None:
     rank = job["rank"]
 
     def say(event: str, **more: Any) -> None:
-        if rank == 0 or event in ("done", "failed"):
+        if rank == 0 or event in ("done", "failed", "broken"):
             report({"event": event, **more})
 
     try:
@@ -231,7 +242,7 @@ def _handle(job: Message, report: Callable[[Message], None]) -> None:
     except BrokenPipeError:
         raise
     except Exception:
-        say("failed", reason=f"an error of ours, please report it:\n{traceback.format_exc()}")
+        say("broken", reason=f"an error of ours, please report it:\n{traceback.format_exc()}")
 
 
 def _serve() -> None:

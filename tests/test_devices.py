@@ -145,6 +145,34 @@ def test_a_rank_that_dies_ends_the_run_in_one_sentence(tmp_path: Path, monkeypat
     assert all(process.poll() is not None for process in pools[0].processes)
 
 
+@pytest.mark.parametrize(("killed", "both"), [(True, False), (False, True), (False, False)])
+def test_what_a_dead_rank_brings_down_is_not_told_as_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool, both: bool
+) -> None:
+    """A lost connection can be seen before the end of the process that held its other side."""
+
+    class Scripted(Pool):
+        def __init__(self, *what: str) -> None:
+            super().__init__(*what)
+            self._command = ["sleep", "60"]
+
+        def start(self) -> int:
+            number = super().start()
+            if number == 1:
+                self.events.put((0, {"event": "broken", "reason": "the connection is lost"}))
+                if killed:
+                    self.processes[1].kill()  # which is seen later
+                elif both:
+                    self.events.put((1, {"event": "broken", "reason": "so it is here"}))
+            return number
+
+    monkeypatch.setattr(devices, "Pool", Scripted)
+    monkeypatch.setattr(devices, "_GRACE_S", 60.0 if killed else 0.1)
+    told = "process 1 of its 2 ended with signal 9; run it again" if killed else "the connection is lost"
+    with pytest.raises(NladvError, match=told):
+        devices.compute(PARENT, Store(tmp_path, ()), count=2, device="cpu")
+
+
 def test_a_run_that_diverges_on_two_devices_is_told_as_on_one(tmp_path: Path) -> None:
     diverging = replace(PARENT, recipe=Recipe(epochs=2, lr=1e30, batch=32))
     with pytest.raises(runs.RunFailed, match="the loss became NaN"):
