@@ -158,7 +158,7 @@ def compute(
             try:
                 rank, message = pool.events.get(timeout=_GRACE_S if failure else None)
             except Empty:
-                raise NladvError(failure) from None
+                break
             if message is None:
                 if rank in left:
                     code = pool.processes[rank].wait()

@@ -429,7 +429,9 @@ class Depth(Chapter):
             known = f"{tier.family}{(self.depths or tier.depths)[0]}"
             fits = known not in nets.PUBLISHED or (nets.PUBLISHED[known].data == dataset and self.width in (None, 1))
             family = tier.family if fits else "resnet"
-        width = tier.widths[0] if self.width is None and self.tier in LIVE else self.width
+        # Published networks have the width that they have.
+        narrow = self.width is None and self.tier in LIVE and "/" not in family
+        width = tier.widths[0] if narrow else self.width
         found: dict[RunSpec, None] = {}
         for depth in self.depths or tier.depths:
             for omega in self.omegas or tier.few[-1 if self.tier in LIVE else -2 :]:
@@ -634,7 +636,7 @@ class FeatureVisualization(Chapter):
 # 32 pixels at every tier but the largest; a picture takes 128 steps (fewer only in tests).
 _FEATURES: dict[str, dict[str, Any]] = {
     "smoke": {"omegas": (0.1, 0.5), "channels": 6, "starts": (0,), "steps": 12, "size": 32},
-    "quick": {"omegas": (0.015, 0.03), "channels": 24, "starts": (0,), "steps": 128, "size": 32},
+    "quick": {"omegas": (0.018, 0.036), "channels": 24, "starts": (0,), "steps": 128, "size": 32},
     "reduced": {"omegas": (0.004, 0.007), "channels": 0, "starts": (0, 1), "steps": 128, "size": 32},
     "paper": {"omegas": (0.003, 0.01), "channels": 0, "starts": (0,), "steps": 512, "size": 224},
 }

@@ -331,6 +331,12 @@ class TestDepth:
         for tier in LIVE:
             assert {spec.omega for spec in specs("08", tier) if spec.parent} == {TIERS[tier].few[-1]}
 
+    def test_narrow_networks_where_the_chapter_is_live_unless_others_trained_them(self) -> None:
+        assert {spec.width for spec in specs("08", "quick")} == {min(TIERS["quick"].widths)}
+        assert {spec.width for spec in specs("08", "quick", width=0.75, family="toynet")} == {0.75}
+        found = specs("08", "quick", family="akamaster/resnet", dataset="cifar10", depths=[20], seeds=[0])
+        assert {(spec.origin, spec.width) for spec in found} == {("akamaster/resnet20", 1.0)}
+
     def test_published_networks_of_four_depths_on_their_own_data(self) -> None:
         (edition,) = CHAPTERS["08_depth"].editions("reduced")
         assert {spec.origin for spec in edition.specs()} == {f"akamaster/resnet{d}" for d in (20, 32, 44, 56)}
