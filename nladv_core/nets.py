@@ -46,17 +46,19 @@ class PaddedShortcut(nn.Module):
 
     def __init__(self, planes_in: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        # Means over single pixels, not a slice: the gradient of a slice forgets that memory is channels-last, and a
+        # compiled step then writes the gradients of all blocks before it twice.
+        self.pool = nn.AvgPool2d(1, stride)
         front = (planes - planes_in) // 2
         self.padding = (0, 0, 0, 0, front, planes - planes_in - front)
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample and pad."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+        return F.pad(self.pool(x), self.padding)
 
     def extra_repr(self) -> str:
         """What `print(net)` shows."""
-        return f"stride={self.stride}, channels={self.padding[4:]}"
+        return f"channels={self.padding[4:]}"
 
 
 def _convolution(planes_in: int, planes: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:

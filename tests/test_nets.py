@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -333,6 +334,27 @@ def test_trains_as_one_compiled_graph(name: str) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8v1", "pyramidnet8"])
+def test_a_compiled_step_keeps_all_gradients_channels_last(name: str) -> None:
+    """As convolutions ask for: else they are written a second time, and of a shortcut on by all blocks before it."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    gradients: list[Tensor] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        convolution = torch.ops.aten.convolution_backward.default
+        gradients.extend(node.args[0].meta["val"] for node in graph.graph.nodes if node.target is convolution)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=look)
+    net = nets.build(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
+    torch.compile(net, backend=backend)(x).sum().backward()
+    assert len(gradients) == sum(isinstance(module, nn.Conv2d) for module in net.modules())
+    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients)
 
 
 def test_initial_values() -> None:

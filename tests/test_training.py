@@ -385,6 +385,18 @@ def test_the_fast_path_equals_the_plain_one_within_the_noise_of_seeds() -> None:
     assert (noise < (0.05, 0.2, 1.0)).all(), "a bar that means something"
 
 
+@pytest.mark.parametrize(("width", "cpu", "bits"), [(1.0, "AVX512", 256), (2.0, "AVX512", None), (1.0, "AVX2", None)])
+def test_vectors_are_no_wider_than_a_pixel(
+    width: float, cpu: str, bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 or 32 channels at the least, on CPUs with vectors of 512 bits or narrower ones."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(torch, "compile", lambda forward, **how: given.update(how) or forward)
+    fitted(nets.build("resnet8", width=width), replace(RECIPE, epochs=1, milestones=()), compiled=True)
+    assert given["options"].get("cpp.simdlen") == bits
+
+
 @torchs_own
 def test_without_a_compiler_the_step_runs_as_it_is_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
