@@ -5,7 +5,8 @@ looks for the best one. Within an epoch nothing is read back from the device: su
 
 What makes it fast: data that stay on the device as bytes and are augmented there by the batch, channels-last memory, on
 a GPU an optimiser in one kernel, and on request bfloat16 and a compiled step, on a CPU with a batch norm that compiles
-well there. The last two change how sums are rounded, nothing else: not the order of images, nor their flips.
+well there and vectors no wider than a pixel's channels. The last two change how sums are rounded, nothing else: not the
+order of images, nor their flips.
 """
 
 from __future__ import annotations
