@@ -89,15 +89,15 @@ def test_a_dry_run_computes_nothing_and_tells_the_order(own: Store) -> None:
 
 
 def test_what_there_is_no_time_for_is_kept_for_the_next_time(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = replace(PARENT, recipe=replace(PARENT.recipe, epochs=4000), seed=1)
+    long = replace(PARENT, recipe=replace(PARENT.recipe, epochs=40_000), seed=1)
     child = replace(long, parent=long, omega=1.0)
     monkeypatch.setattr(campaign, "wanted", lambda tier: [long, child])
     began = time.monotonic()
     finished, said = lines(minutes=0.4)
     assert time.monotonic() - began < 24 + 1 and not finished
     progress = own.checkpoint(long).progress()
-    assert progress is not None and 0 < progress.epochs < 4000
-    assert said[1] == f"run {long} was stopped after epoch {progress.epochs} of 4000"
+    assert progress is not None and 0 < progress.epochs < 40_000
+    assert said[1] == f"run {long} was stopped after epoch {progress.epochs} of 40000"
     assert said[2].startswith("2 of 2 runs left, 1 of them begun")
     finished, said = lines(minutes=0.4)
     again = own.checkpoint(long).progress()

@@ -385,6 +385,7 @@ def test_the_fast_path_equals_the_plain_one_within_the_noise_of_seeds() -> None:
     assert (noise < (0.05, 0.2, 1.0)).all(), "a bar that means something"
 
 
+@torchs_own
 @pytest.mark.parametrize(("width", "cpu", "bits"), [(1.0, "AVX512", 256), (2.0, "AVX512", None), (1.0, "AVX2", None)])
 def test_vectors_are_no_wider_than_a_pixel(
     width: float, cpu: str, bits: int | None, monkeypatch: pytest.MonkeyPatch
