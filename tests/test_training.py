@@ -387,10 +387,10 @@ def test_the_fast_path_equals_the_plain_one_within_the_noise_of_seeds() -> None:
 
 @torchs_own
 @pytest.mark.parametrize(("width", "cpu", "bits"), [(1.0, "AVX512", 256), (2.0, "AVX512", None), (1.0, "AVX2", None)])
-def test_vectors_are_no_wider_than_a_pixel(
+def test_narrow_layers_are_compiled_with_shorter_vectors(
     width: float, cpu: str, bits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """16 or 32 channels at the least, on CPUs with vectors of 512 bits or narrower ones."""
+    """16 or 32 channels at the least, on CPUs whose vectors have 512 bits or 256."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
     given: dict[str, Any] = {}
     monkeypatch.setattr(torch, "compile", lambda forward, **how: given.update(how) or forward)
