@@ -124,6 +124,27 @@ class ImageData:
             complete=False,
         )
 
+    def hold_out(self, count: int) -> ImageData:
+        """The last `count` training images in place of the test images; the others stay to be trained on.
+
+        Raises:
+            SpecError: no training image would be left, or fewer than one is asked for.
+        """
+        held_out = _checked_count("held_out", count, len(self.train_labels) - 1, self.name)
+        if isinstance(self.train_images, MappedImages):
+            raise SpecError(f"{self.name}: its images stay in files, of which none can be held out; leave held_out out.")
+        images, labels = self.train_images.clone(), self.train_labels.clone()
+        return _bundle(
+            self.name,
+            images[:-held_out],
+            labels[:-held_out],
+            images[-held_out:],
+            labels[-held_out:],
+            classes=self.classes,
+            description=f"{self.description.rstrip('.')}; the last {held_out:,} training images are held out and judged.",
+            complete=False,
+        )
+
 
 def _head(images: Tensor | MappedImages, count: int) -> Tensor | MappedImages:
     """The first images; of tensors a copy, so that the rest can be freed."""

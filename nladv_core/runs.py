@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import platform
 import queue
@@ -69,11 +70,11 @@ def compute(
         tell = _warn
     where = pick_device(device)
     if compiled is None:
-        compiled = where.type == "cuda" and seconds(spec) > _WORTH_COMPILING and ranks.count == 1
+        compiled = ranks.count == 1 and seconds(spec) > _WORTH_COMPILING.get((where.type, spec.precision), math.inf)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        data = _preprocessed(spec, _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test))
+        data = _preprocessed(spec, _load(spec.data, spec.size, spec.difficulty, spec.train, spec.test, spec.held_out))
         task = tasks.of(data)
         example = nets.example(spec.net, task.shape)
         net, parent = _initial(spec, store, task)
@@ -97,6 +98,7 @@ def compute(
                 start=spec.start,
                 pull_back=spec.pull_back,
                 margin=spec.margin,
+                slope_lr=spec.slope_lr,
                 precision=spec.precision,
                 compiled=compiled,
                 device=where,
@@ -158,8 +160,9 @@ class Paused(NladvError):
     """A run was stopped between two epochs because its time was up; what it has done is kept."""
 
 
-# From how long a run on (`seconds`, so on one core) a GPU's minute or two of compiling is soon made good.
-_WORTH_COMPILING = 5000.0
+# From how long a run on (`seconds`, so on one core in float32) a minute or two of compiling is soon made good. On a CPU
+# bfloat16 as it is would be slower than float32.
+_WORTH_COMPILING = {("cuda", "float32"): 5000.0, ("cuda", "bfloat16"): 5000.0, ("cpu", "bfloat16"): 300.0}
 
 # A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
 SAVE_EVERY_S = 5.0
@@ -263,9 +266,10 @@ def pick_device(device: str) -> torch.device:
 
 @lru_cache(maxsize=2)
 def _load(
-    name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None
+    name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None, held_out: int
 ) -> datasets.ImageData | texts.TextData:
-    return datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
+    data = datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
+    return data.hold_out(held_out) if held_out and isinstance(data, datasets.ImageData) else data
 
 
 def _preprocessed(spec: RunSpec, data: datasets.ImageData | texts.TextData) -> datasets.ImageData | texts.TextData:

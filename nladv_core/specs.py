@@ -33,6 +33,8 @@ class RunSpec:
 
     Attributes:
         data, size, difficulty, train, test: arguments of `datasets.load` (of texts, `size` is that of the vocabulary).
+        held_out: so many of the training images, the last ones, are not trained on but judged in place of the test
+            images: for choices that the test images must not decide. 0: none.
         net, width, residual, shortcut: arguments of `nets.build`.
         recipe: how long and how fast.
         seed: of weights, shuffles, flips and mask permutations; >= 0.
@@ -41,6 +43,7 @@ class RunSpec:
         published: a network that others trained (a key of `nets.PUBLISHED`), taken as it is, to be a parent: `recipe`
             is `recipes.UNTRAINED`. It and all that descend from it see images preprocessed as it was trained.
         omega: strength of the regularizer, >= 0.
+        slope_lr: factor of the learning rate for slopes, > 0.
         start: epoch of this run (from 0) at which slopes are switched on; with omega 0 also the number of its epochs:
             never, so that the parent is trained on as it is, a control for what more training does by itself.
         goal: share of units to make inactive, in (0, 1), or None for no goal.
@@ -62,12 +65,14 @@ class RunSpec:
     difficulty: float | None = None
     train: int | None = None
     test: int | None = None
+    held_out: int = 0
     width: float = 1.0
     residual: bool = True
     shortcut: str = "A"
     parent: RunSpec | None = None
     published: str | None = None
     omega: float = 0.0
+    slope_lr: float = 1.0
     start: int = 0
     goal: float | None = None
     pull_back: bool = False
@@ -115,7 +120,7 @@ class RunSpec:
                 "difficulty": (self.difficulty, None),
                 "recipe.flip": (self.recipe.flip, False),
             }
-            fixed |= {"published": (self.published, None)}
+            fixed |= {"published": (self.published, None), "held_out": (self.held_out, 0)}
             for name, (given, expected) in fixed.items():
                 if given != expected:
                     raise SpecError(f"run: {name} is {given!r}, which sentences do not know; expected {expected!r}")
@@ -137,6 +142,7 @@ class RunSpec:
         found = nets.PUBLISHED[self.published]
         fixed = {"data": found.data, "net": found.net, "width": 1.0, "residual": True, "shortcut": "A"}
         fixed |= {"recipe": UNTRAINED, "parent": None, "seed": 0, "omega": 0.0, "masks": "none", "start": 0}
+        fixed |= {"held_out": 0}
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 meant = "one that trains nothing (recipes.UNTRAINED)" if name == "recipe" else repr(value)
@@ -155,8 +161,15 @@ class RunSpec:
             )
         if not self.p > 0 or not 0 < self.margin < 1:
             raise SpecError(f"run: p is {self.p:g} and margin {self.margin:g}, expected p > 0 and margin in (0, 1)")
+        if not self.slope_lr > 0:
+            raise SpecError(f"run: slope_lr is {self.slope_lr:g}, expected a factor above 0")
         if self.seed < 0:
             raise SpecError(f"run: seed is {self.seed}, expected at least 0")
+        there = self.train or _usual(self.data)["train"]
+        if not 0 <= self.held_out < there:
+            raise SpecError(f"run: held_out is {self.held_out}, expected fewer than the {there} training images, or 0")
+        if self.held_out and self.data != "digits" and self.test is not None:
+            raise SpecError(f"run: test is {self.test}, but with held_out no test image is seen; leave test out")
         latest = self.recipe.epochs - (self.omega > 0)
         if self.published is None and not 0 <= self.start <= latest:
             raise SpecError(f"run: start is {self.start}, expected an epoch of it: 0 to {latest}")
@@ -194,7 +207,10 @@ class RunSpec:
         """Fields without effect must keep their defaults: otherwise two keys would name one result."""
         idle: dict[str, str] = {}
         if not self.linearized:
-            idle |= dict.fromkeys(("start", "granularity"), "nothing is linearized (no parent, omega 0, no masks)")
+            reason = "nothing is linearized (no parent, omega 0, no masks)"
+            idle |= dict.fromkeys(("start", "granularity", "slope_lr"), reason)
+        elif self.start == self.recipe.epochs:
+            idle |= {"slope_lr": "no slope is switched on before the end"}
         if self.omega == 0:
             idle |= dict.fromkeys(("goal", "p", "margin", "pull_back"), "omega is 0")
         elif self.goal is None:
@@ -222,6 +238,11 @@ class RunSpec:
                     f"run: {name} is {getattr(self, name)!r} but its parent's is {getattr(parent, name)!r}; "
                     "they must agree"
                 )
+        if parent.published is None and self.held_out != parent.held_out:
+            raise SpecError(
+                f"run: held_out is {self.held_out} but its parent's is {parent.held_out}; they must agree, or one is "
+                "judged on images that the other was trained on"
+            )
         if self.origin is not None and self.data != parent.data:
             raise SpecError(
                 f"run: data is {self.data!r}, but it descends from {self.origin}, which was trained on "

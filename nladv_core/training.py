@@ -64,6 +64,7 @@ def fit(
     start: int = 0,
     pull_back: bool = False,
     margin: float = 0.01,
+    slope_lr: float = 1.0,
     precision: str = "float32",
     compiled: bool = False,
     device: str | torch.device = "cpu",
@@ -90,6 +91,7 @@ def fit(
         pull_back: from the epoch after the goal is reached, pull the remaining active slopes back to 0 with the same
             omega (the paper advises against it).
         margin: distance from 1 below which a unit counts as linear.
+        slope_lr: factor of the recipe's learning rate for slopes, > 0.
         precision: "float32", or "bfloat16" by autocast.
         compiled: compile forward and backward pass (`torch.compile`; with CUDA graphs on a GPU), which takes a minute
             and pays for runs that last. Batches of another shape than the first are left out: of sentences nearly all.
@@ -146,6 +148,7 @@ def fit(
         start,
         pull_back,
         margin,
+        slope_lr,
         precision,
         compiled,
         device,
@@ -167,6 +170,7 @@ def _epochs(
     start: int,
     pull_back: bool,
     margin: float,
+    slope_lr: float,
     precision: str,
     compiled: bool,
     device: torch.device,
@@ -179,7 +183,7 @@ def _epochs(
     if device.type != "cpu" or not _overruns_in_channels_last(net):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what convolutions are fastest in
     task = task.to(device)
-    optimizer = _optimizer(net, recipe)
+    optimizer = _optimizer(net, recipe, slope_lr)
     _restore(optimizer, net, momenta)
     controller = GoalController(net, goal, omega, margin=margin) if goal is not None else None
     constant, nothing = torch.tensor(omega, device=device), torch.zeros((), device=device)
@@ -203,7 +207,7 @@ def _epochs(
         with _dropout(device, stream(seed, "dropout", epoch, *ranks.purpose)), normalization:
             for number, step in enumerate(_lots(task.batches(recipe, seed, epoch), recipe.accumulate)):
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr_at(epoch, epoch * steps + number)
+                    group["lr"] = group["factor"] * recipe.lr_at(epoch, epoch * steps + number)
                 optimizer.zero_grad(set_to_none=True)
                 asked = sum(batch.count for batch in step)
                 for batch in step:
@@ -230,7 +234,8 @@ def _epochs(
                         controller.freeze_()
                     elif omega > 0:
                         freeze_linear_tensor_(net, margin)
-        right, lost = _judged(net, task, precision, ranks)
+        judged = recipe.judges(epoch)
+        right, lost = _judged(net, task, precision, ranks) if judged else (nothing, _unsound(net))
         loss_sum, correct = ranks.total(loss_sum) / ranks.count, ranks.total(correct)
         found = [loss_sum, correct, force.detach(), right, lost, sound]
         sums = torch.stack([value.to(torch.float64) for value in found]).tolist()
@@ -238,7 +243,7 @@ def _epochs(
             at = f"at step {min(int(sums[5]) // recipe.accumulate + 1, steps)} of {steps} in"
             raise _diverged(sums[0], at, epoch, recipe, omega, precision, begun=epoch > first or sums[5] > 0)
         if not math.isfinite(sums[4]):  # the last step did it; or else it would be saved as good
-            raise _diverged(sums[4], "on the test split after", epoch, recipe, omega, precision, begun=True)
+            raise _diverged(sums[4], "on the test split after" if judged else "with the weights after", epoch, recipe, omega, precision, begun=True)
         momenta |= _state(optimizer, net)
         yield {
             "epoch": epoch + 1,
@@ -246,11 +251,16 @@ def _epochs(
             "omega": sums[2],
             "train_loss": sums[0] / task.asked,
             "train_accuracy": sums[1] / task.asked,
-            "test_accuracy": sums[3] / task.asked_in_test,
-            **task.measured(sums[4] / task.asked_in_test),
+            "test_accuracy": sums[3] / task.asked_in_test if judged else None,
+            **(task.measured(sums[4] / task.asked_in_test) if judged else {}),
             "active_fraction": active_fraction(net) if slopes else 1.0,
             "active": [float(active) for active, _ in active_counts(net).values()] if slopes else [],
         }
+
+
+def _unsound(net: nn.Module) -> Tensor:
+    """0, or NaN where a weight of `net` is no finite number; 0-d float64."""
+    return torch.stack([(parameter.detach() * 0.0).sum().double() for parameter in net.parameters()]).sum()
 
 
 def _diverged(
@@ -332,8 +342,9 @@ def _vectors(net: nn.Module) -> dict[str, Any]:
     return {"cpp.simdlen": 256} if narrow and torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
-def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    groups = parameter_groups(net, recipe.weight_decay)
+def _optimizer(net: nn.Module, recipe: Recipe, slope_lr: float) -> torch.optim.Optimizer:
+    own, *slopes = parameter_groups(net, recipe.weight_decay)
+    groups = [own | {"factor": 1.0}, *(group | {"factor": slope_lr} for group in slopes)]
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
     # On a CPU it gains next to nothing, and reads a parameter and its momentum by the order in memory alone: with
