@@ -129,11 +129,9 @@ def _worth(todo: dict[str, RunSpec], specs: list[RunSpec]) -> dict[str, float]:
     """By key; a parent is worth as much as the most urgent run that waits for it."""
     worth = dict.fromkeys(todo, float("-inf"))
     for rank, spec in enumerate(specs):
-        ancestor: RunSpec | None = spec
-        while ancestor is not None:
-            if ancestor.key() in worth:
-                worth[ancestor.key()] = max(worth[ancestor.key()], -float(rank))
-            ancestor = ancestor.parent
+        for needed in spec.lineage:
+            if needed.key() in worth:
+                worth[needed.key()] = max(worth[needed.key()], -float(rank))
     return worth
 
 
@@ -191,8 +189,8 @@ def why(prefix: str, store: Store | None = None) -> str:
             spec = store.record(key).spec
     lines.insert(0, f"{spec or key}")
     lines.append(f"wanted by: {', '.join(chapters) or 'no chapter'}")
-    if spec is not None and spec.parent is not None:
-        lines.append(f"parent: {spec.parent}: {_parent_state(store, spec.parent)}")
+    for source, what in [] if spec is None else runs.taken_from(spec):
+        lines.append(f"takes {what} of {source}: {_source_state(store, source, what)}")
     return "\n".join(lines)
 
 
@@ -201,14 +199,8 @@ def _users() -> dict[str, tuple[RunSpec, list[str]]]:
     users: dict[str, tuple[RunSpec, list[str]]] = {}
     for tier in experiments.TIERS:
         for name in experiments.CHAPTERS:
-            waiting = experiments.wanted(name, tier)
-            while waiting:
-                spec = waiting.pop()
-                _, names = users.setdefault(spec.key(), (spec, []))
-                if f"{name} ({tier})" not in names:
-                    names.append(f"{name} ({tier})")
-                if spec.parent is not None:
-                    waiting.append(spec.parent)
+            for spec in dict.fromkeys(run for wanted in experiments.wanted(name, tier) for run in wanted.lineage):
+                users.setdefault(spec.key(), (spec, []))[1].append(f"{name} ({tier})")
     return users
 
 
@@ -243,12 +235,12 @@ def _state(store: Store, key: str, spec: RunSpec | None) -> list[str]:
     ]
 
 
-def _parent_state(store: Store, parent: RunSpec) -> str:
-    state = store.state(parent)
+def _source_state(store: Store, source: RunSpec, what: str) -> str:
+    state = store.state(source)
     if state == "missing":
         return "missing, computed first"
     try:
-        store.weights(parent)
+        store.tensors(source, what)
     except RecordError:
-        return "its weights are missing or damaged, computed first where they are needed"
-    return f"{state}, its weights are there"
+        return f"its {what} are missing or damaged, computed first where they are needed"
+    return f"{state}, its {what} are there"

@@ -133,18 +133,16 @@ def whole(tier: str) -> dict[str, list[RunSpec]]:
     for name in (*campaign.FIRST, *rest):
         for edition in experiments.CHAPTERS[name].editions(tier):
             for spec in edition.specs():
-                link: RunSpec | None = spec
-                while link is not None and link not in seen:
-                    seen.add(link)
-                    users.setdefault(name, []).append(link)
-                    link = link.parent
+                fresh = [link for link in spec.lineage if link not in seen]
+                seen.update(fresh)
+                users.setdefault(name, []).extend(fresh)
     return users
 
 
 def longest_chain(specs: Iterable[RunSpec], lengths: Mapping[str, tuple[int, ...]]) -> float:
     """Operations of the longest chain of runs that wait for each other: no number of devices is faster than that."""
 
-    def chain(spec: RunSpec | None) -> float:
-        return 0.0 if spec is None else cost(spec, lengths).operations + chain(spec.parent)
+    def chain(spec: RunSpec) -> float:
+        return cost(spec, lengths).operations + max(map(chain, spec.sources), default=0.0)
 
     return max(map(chain, specs))

@@ -180,10 +180,7 @@ def _batches(todo: Mapping[str, RunSpec], placed: Mapping[str, str], least: floa
 
     order: dict[str, RunSpec] = {}
     for spec in todo.values():
-        chain = [spec]
-        while (parent := chain[-1].parent) is not None and parent.key() in todo:
-            chain.append(parent)
-        order |= {link.key(): link for link in reversed(chain) if link.key() not in order}
+        order |= {link.key(): link for link in spec.lineage if link.key() in todo and link.key() not in order}
     found: dict[str, Batch] = {}
     where = dict(placed)
     keys: list[str] = []
@@ -193,8 +190,8 @@ def _batches(todo: Mapping[str, RunSpec], placed: Mapping[str, str], least: floa
         where[key] = keys[0]
         seconds += runs.seconds(spec)
         if seconds >= least or number == len(order) - 1:
-            parents = (link.parent for link in map(order.__getitem__, keys))
-            after = dict.fromkeys(where[p.key()] for p in parents if p is not None and p.key() in where)
+            sources = (source.key() for link in map(order.__getitem__, keys) for source in link.sources)
+            after = dict.fromkeys(where[source] for source in sources if source in where)
             after.pop(keys[0], None)
             found[keys[0]] = Batch(keys=tuple(keys), after=tuple(after), seconds=round(seconds, 1))
             keys, seconds = [], 0.0
@@ -215,12 +212,7 @@ def specs(keys: Iterable[str], tier: str | None = None) -> list[RunSpec]:
     known: dict[str, RunSpec] = {}
     for one in experiments.TIERS if tier is None else (tier,):
         for name in experiments.CHAPTERS:
-            waiting = experiments.wanted(name, one)
-            while waiting:
-                spec = waiting.pop()
-                known[spec.key()] = spec
-                if spec.parent is not None:
-                    waiting.append(spec.parent)
+            known |= {spec.key(): spec for wanted in experiments.wanted(name, one) for spec in wanted.lineage}
     keys = list(keys)
     for key in keys:
         if key not in known:

@@ -288,8 +288,9 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
         return nets.load_published(spec.published), taken_from | {"sha256": published.sha256}
     net: nn.Module = untrained(spec, task.outputs)
     parent = spec.parent
-    if parent is not None and spec.masks == "none" and not parent.linearized:
-        fill(net, store.weights(parent), f"the weights of run {parent}")
+    plain = parent if spec.masks == "none" else spec.weights  # whose weights it takes, if it has no slopes
+    if plain is not None and not plain.linearized:
+        fill(net, store.weights(plain), f"the weights of run {plain}")
     if spec.linearized:
         net = with_slopes(net, spec, task.shape)
     if parent is None:
@@ -303,8 +304,11 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
         apply_masks_(net, taken_over)
     elif parent.linearized:
         fill(net, store.weights(parent), f"the weights of run {parent}")
-    taken = store.record(parent).files["weights" if spec.masks == "none" else "masks"]["sha256"]
-    return net, {"key": parent.key(), "sha256": taken}
+    (_, what), *others = taken_from(spec)
+    taken = {"key": parent.key(), "sha256": store.record(parent).files[what]["sha256"]}
+    for source, what in others:
+        taken |= {f"{what}_key": source.key(), f"{what}_sha256": store.record(source).files[what]["sha256"]}
+    return net, taken
 
 
 # ------------------------------------------------------------------------------------------- many runs at once
@@ -408,25 +412,29 @@ def work(
 
 
 def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
-    """What has to be computed: wanted runs without a usable record, and those parents of theirs that lack weights."""
+    """What has to be computed: wanted runs without a usable record, and what they rest on that lacks weights or masks."""
     todo: dict[str, RunSpec] = {}
-    waiting = [(spec, False) for spec in specs]
+    waiting: list[tuple[RunSpec, tuple[str, ...]]] = [(spec, ()) for spec in specs]
     while waiting:
-        spec, weights = waiting.pop()
-        if spec.key() not in todo and not _usable(spec, store, refresh, weights):
+        spec, files = waiting.pop()
+        if spec.key() not in todo and not _usable(spec, store, refresh, files):
             todo[spec.key()] = spec
-            if spec.parent is not None:
-                waiting.append((spec.parent, True))
+            waiting += [(source, (what,)) for source, what in taken_from(spec)]
     return todo
 
 
-def _usable(spec: RunSpec, store: Store, refresh: bool, weights: bool = False) -> bool:
+def taken_from(spec: RunSpec) -> list[tuple[RunSpec, str]]:
+    """The sources of a run, each with what it gives: "weights" or "masks"."""
+    of_parent = "weights" if spec.masks == "none" else "masks"
+    return [(source, of_parent if source is spec.parent else "weights") for source in spec.sources]
+
+
+def _usable(spec: RunSpec, store: Store, refresh: bool, files: Iterable[str] = ()) -> bool:
     state = store.state(spec)
-    if state == "done" and weights:
+    if state == "done":
         try:
-            store.weights(spec)
-            if spec.linearized:
-                store.masks(spec)
+            for what in files:
+                store.tensors(spec, what)
         except RecordError:
             return False
     return state == "done" or (state == "older code" and not refresh)
@@ -486,24 +494,24 @@ class Schedule:
         # A run is worth its own time and that of the longest chain of runs that wait for it.
         own = worth
         worth = {key: seconds(spec) for key, spec in todo.items()}
-        for spec in todo.values():
-            behind = 0.0
-            while spec.key() in todo:
-                behind += seconds(spec)
-                worth[spec.key()] = max(worth[spec.key()], behind)
-                if spec.parent is None:
-                    break
-                spec = spec.parent
+        generations = sorted(todo.values(), key=lambda spec: len(spec.lineage), reverse=True)
+        for spec in generations:  # the youngest first, so that what waits for a run is known before it is looked at
+            for source in spec.sources:
+                if source.key() in todo:
+                    worth[source.key()] = max(worth[source.key()], seconds(source) + worth[spec.key()])
         self.worth = worth if own is None else own
         # Heaps and not lists to look through: there may be a hundred thousand runs.
         self._ready: list[tuple[float, int, str]] = []
         self._held: list[tuple[float, int, str]] = []
         self._order = {key: number for number, key in enumerate(todo)}
         self._behind: dict[str, list[str]] = {}
+        self._before: dict[str, int] = {}  # by key: how many of its sources are still to be computed
         for key, spec in todo.items():
-            if spec.parent is not None and spec.parent.key() in todo:
-                self._behind.setdefault(spec.parent.key(), []).append(key)
-            else:
+            before = {source.key() for source in spec.sources} & todo.keys()
+            self._before[key] = len(before)
+            for source in before:
+                self._behind.setdefault(source, []).append(key)
+            if not before:
                 self._make_ready(key)
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
 
@@ -511,7 +519,7 @@ class Schedule:
         heapq.heappush(self._ready, (-self.worth[key], self._order[key], key))
 
     def next(self) -> RunSpec | None:
-        """The most urgent run whose parent is done; None if there is none at the moment."""
+        """The most urgent run whose sources are done; None if there is none at the moment."""
         while self._held and self._held[0][0] <= time.monotonic():
             self._make_ready(heapq.heappop(self._held)[2])
         while self._ready:
@@ -557,7 +565,9 @@ class Schedule:
         elif message["event"] == "done":
             self.unfinished.discard(spec.key())
             for key in self._behind.pop(spec.key(), ()):
-                self._make_ready(key)
+                self._before[key] -= 1
+                if self._before[key] == 0 and key in self.waiting:
+                    self._make_ready(key)
             self._tell("done", spec)
             self.bar.set_postfix_str(f"{self.total - len(self.unfinished)} of {self.total} runs")
         elif message["event"] == "warning":
@@ -681,7 +691,7 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
     try:
         with store.lock(spec, wait=until is None):
             # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
-            if not _usable(spec, store, job["refresh"], weights=True):
+            if not _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
                 damaged = store.state(spec) in ("damaged", "done")
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:

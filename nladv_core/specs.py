@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,11 +14,27 @@ from nladv_core.recipes import UNTRAINED, Recipe
 
 GRANULARITIES = ("channel", "layer", "pixel")
 MASKS = ("none", "exact", "layer", "global")
+# What a penalty charges for a unit, and what a goal counts: every unit alike, by the probability that a path visits it
+# (the sum over active units is the NAPL), or by its pixels (the sum is the number of ReLUs that one input meets).
+MEASURES = ("units", "napl", "relus")
 # What `datasets.load` takes for digits when nothing is said, written out here so that a key says what it stands for.
 _GENERATED: dict[str, dict[str, Any]] = {
     "digits": {"size": 16, "difficulty": 0.5, "train": 6000, "test": 2000},
     "number-words": {"size": 128, "train": 4000, "test": 500},
 }
+
+
+# The fields that name another run; in a key they stand by theirs.
+SOURCES = ("parent", "weights")
+
+
+def _way_to_lock(p: float, margin: float) -> float:
+    return (1 - margin ** (2 - p)) / (p * (2 - p)) if p != 2 else -math.log(margin) / 2
+
+
+def _seeds(spec: RunSpec) -> set[int]:
+    """Of a run and of all that it descends from."""
+    return {spec.seed}.union(*map(_seeds, spec.sources))
 
 
 def _usual(data: str) -> dict[str, Any]:
@@ -39,14 +56,19 @@ class RunSpec:
         recipe: how long and how fast.
         seed: of weights, shuffles, flips and mask permutations; >= 0.
         parent: the run whose final weights this one starts from; with `masks` other than "none", the linearized run
-            whose masks it takes instead, on new weights (paper §4.1.1).
+            whose masks it takes instead, on new weights (paper §4.1.1), then with a seed that no run before it had.
+        weights: with `masks`, the run without slopes whose final weights it starts from in place of new ones.
         published: a network that others trained (a key of `nets.PUBLISHED`), taken as it is, to be a parent: `recipe`
             is `recipes.UNTRAINED`. It and all that descend from it see images preprocessed as it was trained.
         omega: strength of the regularizer, >= 0.
         slope_lr: factor of the learning rate for slopes, > 0.
         start: epoch of this run (from 0) at which slopes are switched on; with omega 0 also the number of its epochs:
             never, so that the parent is trained on as it is, a control for what more training does by itself.
-        goal: share of units to make inactive, in (0, 1), or None for no goal.
+        goal: where linearization stops, or None for no goal: the share of units to make inactive, in (0, 1); with
+            another `measure`, what is left of it, > 0.
+        measure: what the goal counts: "units", "napl" or "relus" (of one input).
+        price: what the penalty charges for a unit: "units" (each the same), or by its part of the "napl" or the
+            "relus", scaled so that the mean over all units is 1.
         pull_back: pull remaining active slopes back to 0 once the goal is reached.
         granularity: one slope per "channel", "layer" or "pixel".
         p, margin: exponent of the penalty; distance from 1 at which a slope locks.
@@ -70,11 +92,14 @@ class RunSpec:
     residual: bool = True
     shortcut: str = "A"
     parent: RunSpec | None = None
+    weights: RunSpec | None = None
     published: str | None = None
     omega: float = 0.0
     slope_lr: float = 1.0
     start: int = 0
     goal: float | None = None
+    measure: str = "units"
+    price: str = "units"
     pull_back: bool = False
     granularity: str = "channel"
     p: float = 0.5
@@ -88,6 +113,8 @@ class RunSpec:
             ("data", datasets.NAMES),
             ("granularity", GRANULARITIES),
             ("masks", MASKS),
+            ("measure", MEASURES),
+            ("price", MEASURES),
             ("precision", training.PRECISIONS),
         ):
             given = getattr(self, name)
@@ -154,11 +181,11 @@ class RunSpec:
     def _check_ranges(self) -> None:
         if self.omega < 0:
             raise SpecError(f"run: omega is {self.omega:g}, expected at least 0 (0 leaves the slopes unregularised)")
-        if self.goal is not None and not 0 < self.goal < 1:
-            raise SpecError(
-                f"run: goal is {self.goal:g}, expected a share of inactive units between 0 and 1 (both excluded), "
-                "or null for no goal"
-            )
+        if self.goal is not None and not 0 < self.goal < (1 if self.measure == "units" else math.inf):
+            expected = "a share of inactive units between 0 and 1 (both excluded)"
+            if self.measure != "units":
+                expected = f"how many {self.measure.upper().replace('RELUS', 'ReLUs')} may be left, above 0"
+            raise SpecError(f"run: goal is {self.goal:g}, expected {expected}, or null for no goal")
         if not self.p > 0 or not 0 < self.margin < 1:
             raise SpecError(f"run: p is {self.p:g} and margin {self.margin:g}, expected p > 0 and margin in (0, 1)")
         if not self.slope_lr > 0:
@@ -166,7 +193,7 @@ class RunSpec:
         if self.seed < 0:
             raise SpecError(f"run: seed is {self.seed}, expected at least 0")
         there = self.train or _usual(self.data)["train"]
-        if not 0 <= self.held_out < there:
+        if self.held_out and not 0 < self.held_out < there:
             raise SpecError(f"run: held_out is {self.held_out}, expected fewer than the {there} training images, or 0")
         if self.held_out and self.data != "digits" and self.test is not None:
             raise SpecError(f"run: test is {self.test}, but with held_out no test image is seen; leave test out")
@@ -212,15 +239,40 @@ class RunSpec:
         elif self.start == self.recipe.epochs:
             idle |= {"slope_lr": "no slope is switched on before the end"}
         if self.omega == 0:
-            idle |= dict.fromkeys(("goal", "p", "margin", "pull_back"), "omega is 0")
+            idle |= dict.fromkeys(("goal", "measure", "price", "p", "margin", "pull_back"), "omega is 0")
         elif self.goal is None:
-            idle |= {"pull_back": "there is no goal to reach"}
+            idle |= dict.fromkeys(("measure", "pull_back"), "there is no goal to reach")
         if not self.residual:
             idle |= {"shortcut": "the network has no residual connections"}
         defaults = {name: f.default for name, f in type(self).__dataclass_fields__.items()}
         for name, reason in idle.items():
             if getattr(self, name) != defaults[name]:
                 raise SpecError(f"run: {name} is {getattr(self, name)!r}, but {reason}; leave it out or change that")
+
+        if self.goal is not None and self.way is not None and self.way < _way_to_lock(self.p, self.margin):
+            raise SpecError(
+                f"run: with omega {self.omega:g} a slope comes at most {self.way / _way_to_lock(self.p, self.margin):.0%} "
+                f"of its way to the lock in the {self.recipe.epochs - self.start} epochs there are, so the goal cannot be "
+                "reached; give a larger omega, more epochs or an earlier start"
+            )
+
+    @property
+    def way(self) -> float | None:
+        """omega · Σ (learning rate of slopes) / (1 - momentum) over the steps with slopes; None: not of Adam.
+
+        A slope that the task leaves alone follows dα/dτ = ω·p·(1-α)^(p-1) with τ = Σ lr / (1 - momentum), so it gets to
+        its lock at 1 - margin when this is (1 - margin^(2-p)) / (p·(2-p)): 1.332 with the paper's p and margin.
+        """
+        if self.recipe.optimizer != "sgd":
+            return None
+        steps = math.ceil(math.ceil(self.trained_on / max(self.recipe.batch, 1)) / self.recipe.accumulate)
+        rates = sum(self.recipe.lr_at(epoch) for epoch in range(self.start, self.recipe.epochs))
+        return self.omega * self.slope_lr * rates * steps / (1 - self.recipe.momentum)
+
+    @property
+    def trained_on(self) -> int:
+        """Number of training images, or pairs of sentences, that it learns from."""
+        return int(self.train or _usual(self.data)["train"]) - self.held_out
 
     def _check_parent(self) -> None:
         parent = self.parent
@@ -229,6 +281,14 @@ class RunSpec:
                 raise SpecError(f"run: masks {self.masks!r} come from a linearized parent run; give one")
             if self.omega > 0:
                 raise SpecError("run: retraining with given masks is unregularised; set omega to 0 or masks to 'none'")
+            seen = _seeds(parent)
+            if self.weights is None and self.seed in seen:
+                raise SpecError(
+                    f"run: seed is {self.seed}, as of {'a run' if len(seen) > 1 else 'the run'} that its masks come from, "
+                    "so it would begin with the same weights and see the images in the same order; give another seed"
+                )
+        if self.weights is not None:
+            self._check_weights(self.weights)
         if parent is None:
             return
         shape = ("net", "width", "residual", "shortcut", *(("granularity",) if parent.linearized else ()))
@@ -249,6 +309,28 @@ class RunSpec:
                 f"{parent.data!r}; they must agree"
             )
 
+    def _check_weights(self, weights: RunSpec) -> None:
+        if self.masks == "none":
+            raise SpecError("run: weights are given without masks; name the run to start from as its parent")
+        if weights.linearized:
+            raise SpecError(f"run: weights come from {weights}, which has slopes; name a run without them")
+        for name in ("data", "net", "width", "residual", "shortcut", "held_out"):
+            if getattr(self, name) != getattr(weights, name):
+                raise SpecError(
+                    f"run: {name} is {getattr(self, name)!r} but that of the run its weights come from is "
+                    f"{getattr(weights, name)!r}; they must agree"
+                )
+
+    @property
+    def sources(self) -> tuple[RunSpec, ...]:
+        """The runs whose weights or masks this one takes: those that must be there before it."""
+        return tuple(spec for spec in (self.parent, self.weights) if spec is not None)
+
+    @cached_property
+    def lineage(self) -> tuple[RunSpec, ...]:
+        """All runs that this one rests on, each once and after those that it rests on itself; this one comes last."""
+        return (*dict.fromkeys(run for source in self.sources for run in source.lineage), self)
+
     @property
     def linearized(self) -> bool:
         """Whether the network has slopes: it starts from a parent, is regularised, or takes over masks."""
@@ -266,8 +348,9 @@ class RunSpec:
     @cached_property
     def _key(self) -> str:
         found = values.changed(self)
-        if self.parent is not None:
-            found["parent"] = self.parent.key()
+        for name in SOURCES:
+            if getattr(self, name) is not None:
+                found[name] = getattr(self, name).key()
         return hashlib.sha256(values.text(found).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nladv_core import places, values
-from nladv_core.checkpoints import Checkpoint, tensors, write
+from nladv_core.checkpoints import Checkpoint, write
+from nladv_core.checkpoints import tensors as tensors_in
 from nladv_core.errors import NladvError, RecordError, SpecError
 
 # Whatever needs torch is imported where it is used: which runs there are is told without it.
@@ -130,6 +131,7 @@ class Record:
 _REMEDY = "delete it, then `nladv run` computes it again"
 # How a record ends: the SHA-256 of the text without this member. Older records have none.
 _SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"}$')
+_SOURCES = ("parent", "weights")  # `specs.SOURCES`, which is not imported here for its torch
 _KEY = re.compile("[0-9a-f]{12}")
 
 
@@ -168,8 +170,8 @@ def _content(path: Path) -> dict[str, Any]:
 def _key(spec: Any) -> str:
     """What `RunSpec.key` is for a spec in its short form, as `RunSpec.to_json` gives it; without meaning for others."""
     found = spec
-    if isinstance(spec, dict) and "parent" in spec:
-        found = spec | {"parent": _key(spec["parent"])}
+    if isinstance(spec, dict):
+        found = spec | {name: _key(spec[name]) for name in _SOURCES if name in spec}
     return hashlib.sha256(values.text(found).encode()).hexdigest()[:12]
 
 
@@ -361,7 +363,12 @@ class Store:
             rows.append(row | {"code": record.code.get("source"), "data_checksum": record.data.get("checksum")})
         return pd.DataFrame(rows)
 
-    def _tensors(self, run: RunSpec | str, what: str) -> dict[str, Tensor]:
+    def tensors(self, run: RunSpec | str, what: str) -> dict[str, Tensor]:
+        """The file of a finished run that its record calls `what`, "weights" or "masks"; checksum verified.
+
+        Raises:
+            RecordError: missing or damaged, or it has none.
+        """
         record = self.record(run)
         path = self._find(record.key)
         file = record.files.get(what)
@@ -377,7 +384,7 @@ class Store:
                 f"{where}: its checksum is not the record's: damaged or replaced; delete it and {path.name}, then "
                 "`nladv run` computes them again"
             )
-        return dict(sorted(tensors(content, where).items()))  # they come in an order that differs from call to call
+        return dict(sorted(tensors_in(content, where).items()))  # they come in an order that differs from call to call
 
     def weights(self, run: RunSpec | str) -> dict[str, Tensor]:
         """Final weights, slopes and masks as a state dict on the CPU; checksum verified.
@@ -385,7 +392,7 @@ class Store:
         Raises:
             RecordError: missing or damaged.
         """
-        return self._tensors(run, "weights")
+        return self.tensors(run, "weights")
 
     def masks(self, run: RunSpec | str) -> Masks:
         """Final masks of a linearized run (True = active), checksum verified.
@@ -393,7 +400,7 @@ class Store:
         Raises:
             RecordError: missing or damaged, or the run was not linearized.
         """
-        return self._tensors(run, "masks")
+        return self.tensors(run, "masks")
 
     def network(self, run: RunSpec | str) -> nn.Module:
         """The trained network of a finished run, with its slopes and masks, on the CPU in eval mode.
