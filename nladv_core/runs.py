@@ -266,7 +266,7 @@ def pick_device(device: str) -> torch.device:
 
 @lru_cache(maxsize=2)
 def _load(
-    name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None, held_out: int
+    name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None, held_out: int = 0
 ) -> datasets.ImageData | texts.TextData:
     data = datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
     return data.hold_out(held_out) if held_out and isinstance(data, datasets.ImageData) else data
