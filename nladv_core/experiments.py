@@ -72,7 +72,8 @@ SCHEDULES = ("restart", "continue")
 
 
 WAYS = ("chain", "at once")
-_AGAIN = 100  # added to a source's seed for what begins anew: its weights and its order of images are other ones
+# Added to a source's seed for what begins anew, so that its weights and its order of images are other ones.
+ANOTHER_SEED = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ class RetrainingMasks(Chapter):
                 for kind in self.masks:
                     given: dict[str, Any] = {"omega": 0.0, "masks": kind, "parent": source}
                     if "chain" in ways:
-                        again = replace(source, **given, seed=seed + _AGAIN, recipe=parent.recipe)
+                        again = replace(source, **given, seed=seed + ANOTHER_SEED, recipe=parent.recipe)
                         found |= dict.fromkeys((again, replace(again, masks="none", parent=again, recipe=recipe)))
                     if "at once" in ways:
                         found[replace(source, **given, weights=parent)] = None

@@ -70,7 +70,7 @@ def compute(
         tell = _warn
     where = pick_device(device)
     if compiled is None:
-        compiled = ranks.count == 1 and seconds(spec) > _WORTH_COMPILING.get((where.type, spec.precision), math.inf)
+        compiled = ranks.count == 1 and worth_compiling(spec, where)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -163,6 +163,11 @@ class Paused(NladvError):
 # From how long a run on (`seconds`, so on one core in float32) a minute or two of compiling is soon made good. On a CPU
 # bfloat16 as it is would be slower than float32.
 _WORTH_COMPILING = {("cuda", "float32"): 5000.0, ("cuda", "bfloat16"): 5000.0, ("cpu", "bfloat16"): 300.0}
+
+
+def worth_compiling(spec: RunSpec, where: torch.device) -> bool:
+    """Whether a run's step is compiled if nobody says otherwise."""
+    return seconds(spec) > _WORTH_COMPILING.get((where.type, spec.precision), math.inf)
 
 # A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
 SAVE_EVERY_S = 5.0
@@ -465,7 +470,7 @@ class Schedule:
         until: no run is begun that would not finish an epoch before this time (`time.time()`), and all stop then:
             after the last epoch that they can finish, or else they are killed; runs that another process computes are
             left to it. None: no end.
-        pace: seconds on this device for one of `seconds`.
+        pace: how long a run takes on this device, in seconds; None: `seconds`.
         watch: gets each end of a run: "done", "paused" or "failed", the run, and a reason.
 
     Attributes:
@@ -480,10 +485,10 @@ class Schedule:
         *,
         worth: Mapping[str, float] | None = None,
         until: float | None = None,
-        pace: float = 1.0,
+        pace: Callable[[RunSpec], float] | None = None,
         watch: Callable[[str, RunSpec, str], None] | None = None,
     ) -> None:
-        self.until, self.pace, self.watch = until, pace, watch
+        self.until, self.pace, self.watch = until, pace or seconds, watch
         self._looked = time.time()
         self.grace = min(3.0, 0.02 * (until - self._looked)) if until is not None else 0.0
         self.filled = 0.0
@@ -529,7 +534,7 @@ class Schedule:
         return None
 
     def _in_time(self, spec: RunSpec) -> bool:
-        epoch = self.pace * seconds(spec) / max(spec.recipe.epochs, 1)
+        epoch = self.pace(spec) / max(spec.recipe.epochs, 1)
         return self.until is None or time.time() + epoch < self.until - self.grace
 
     def left(self) -> float | None:
