@@ -289,8 +289,8 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
     """The network that a run begins with, and which weights or masks it took, from whom."""
     if spec.published is not None:
         published = nets.PUBLISHED[spec.published]
-        taken_from = {"published": spec.published, "source": published.source, "url": published.url}
-        return nets.load_published(spec.published), taken_from | {"sha256": published.sha256}
+        origin = {"published": spec.published, "source": published.source, "url": published.url}
+        return nets.load_published(spec.published), origin | {"sha256": published.sha256}
     net: nn.Module = untrained(spec, task.outputs)
     parent = spec.parent
     plain = parent if spec.masks == "none" else spec.weights  # whose weights it takes, if it has no slopes
@@ -514,8 +514,8 @@ class Schedule:
         for key, spec in todo.items():
             before = {source.key() for source in spec.sources} & todo.keys()
             self._before[key] = len(before)
-            for source in before:
-                self._behind.setdefault(source, []).append(key)
+            for key_before in before:
+                self._behind.setdefault(key_before, []).append(key)
             if not before:
                 self._make_ready(key)
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
