@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from nladv_core import datasets, experiments, runs
+from nladv_core import costs, datasets, experiments, nets, runs, texts, training
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.packing import Packing
+from nladv_core.recipes import RECIPES
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store, code_version
+from nladv_core.tiers import ROWS
+from nladv_core.workers import Pool, serve
 
 # Chapters whose runs are worth most to the claims come first; the others follow in their order.
 FIRST = (
@@ -25,27 +29,45 @@ FIRST = (
     "07_width",
     "08_depth",
 )
-# Before anything was measured on a device: seconds for one of `runs.seconds`.
-_PACE = {"cpu": 1.0, "cuda": 0.05}
 
 
-def wanted(tier: str) -> list[RunSpec]:
-    """All runs of a tier, each once, the most urgent first.
+def milestones(tier: str) -> dict[str, list[RunSpec]]:
+    """The experiments of a tier, the most urgent first: title -> its runs, each run where it is wanted first.
 
-    Every chapter's first edition (`Chapter.editions`) comes before any second one, chapters in the order `FIRST`;
-    within an edition seed by seed, so that there is soon a whole curve of one seed rather than one strength of all.
+    At the tier "reduced" those of `tiers.ROWS`; else every chapter's first edition (`Chapter.editions`) before any second
+    one, chapters in the order `FIRST`. Within an experiment seed by seed, so that there is soon a whole curve of one
+    seed rather than one strength of all.
 
     Raises:
         SpecError: an unknown tier.
     """
-    rank = {name: i for i, name in enumerate(FIRST)}
-    ordered: list[tuple[tuple[int, int, str, int], RunSpec]] = []
-    for name, kind in experiments.CHAPTERS.items():
-        for number, edition in enumerate(kind.editions(tier)):
-            urgency = (number, rank.get(name, len(rank)), name)
-            ordered += [((*urgency, spec.seed), spec) for spec in edition.specs()]
-    ordered.sort(key=lambda found: found[0])
-    return list(dict.fromkeys(spec for _, spec in ordered))
+    groups: dict[str, list[RunSpec]] = {}
+    if tier == "reduced":
+        for title, row in ROWS:
+            chapters = [experiments.CHAPTERS[name](tier=tier, device="cpu", **given) for name, given in row]
+            groups[title] = [spec for chapter in chapters for spec in chapter.specs()]
+    else:
+        rank = {name: i for i, name in enumerate(FIRST)}
+        editions = {name: kind.editions(tier) for name, kind in experiments.CHAPTERS.items()}
+        order = [(n, rank.get(name, len(rank)), name) for name, found in editions.items() for n in range(len(found))]
+        for number, _, name in sorted(order):
+            title = name if number == 0 else f"{name}, edition {number + 1}"
+            groups[title] = editions[name][number].specs()
+    seen: set[RunSpec] = set()
+    for title, specs in groups.items():
+        fresh = [spec for spec in dict.fromkeys(specs) if spec not in seen]
+        groups[title] = sorted(fresh, key=lambda spec: spec.seed % experiments.ANOTHER_SEED)
+        seen.update(fresh)
+    return groups
+
+
+def wanted(tier: str) -> list[RunSpec]:
+    """All runs of a tier, each once, the most urgent first (`milestones`).
+
+    Raises:
+        SpecError: an unknown tier.
+    """
+    return [spec for specs in milestones(tier).values() for spec in specs]
 
 
 def campaign(
@@ -91,12 +113,14 @@ def campaign(
             specs = without
     todo = runs.missing(specs, store, refresh=False)
     packing = Packing(where, runs.device_name(where), workers)
-    pace = _pace(store, where)
+    pace = Pace(store, where)
+    if any(costly(spec) for spec in todo.values()):
+        say(pace.measure(packing.count))
 
     def left() -> str:
         waiting = runs.missing(specs, store, refresh=False)
         under_way = sum(_epochs_saved(store, spec) > 0 for spec in waiting.values())
-        work = pace * sum(_seconds_left(store, spec) for spec in waiting.values())
+        work = sum(pace.seconds(spec) * _share_left(store, spec) for spec in waiting.values())
         return (
             f"{len(waiting)} of {len({*todo, *(spec.key() for spec in specs)})} runs left, {under_way} of them begun, "
             f"about {_duration(work / max(1, min(packing.count, len(waiting))))} with {packing.count} at once"
@@ -104,6 +128,14 @@ def campaign(
 
     say(f"{tier} on {runs.device_name(where)}, {minutes:g} minutes, {store.folder}: {left()}")
     worth = _worth(todo, specs)
+    ahead, planned = 0.0, set[str]()
+    for title, group in milestones(tier).items():
+        needed = {link.key(): link for spec in group for link in spec.lineage if link.key() in todo}
+        fresh = {key: spec for key, spec in needed.items() if key not in planned}
+        own = sum(pace.seconds(spec) * _share_left(store, spec) for spec in fresh.values()) / packing.count
+        ahead, planned = ahead + own, planned | fresh.keys()
+        if fresh and len(todo) > 1:
+            say(f"{title}: {len(fresh)} runs, {_duration(own)}; done after {_duration(ahead)}")
     if dry_run:
         for key in sorted(todo, key=worth.__getitem__, reverse=True):
             saved = _epochs_saved(store, todo[key])
@@ -116,7 +148,7 @@ def campaign(
     def watch(event: str, spec: RunSpec, reason: str) -> None:
         say(f"{event} {reason or spec}" if event == "failed" else reason or f"{event} {spec}")
 
-    schedule = runs.Schedule(todo, progress=True, worth=worth, until=until, pace=pace, watch=watch)
+    schedule = runs.Schedule(todo, progress=True, worth=worth, until=until, pace=pace.seconds, watch=watch)
     began = time.time()
     runs.work(schedule, store, workers=packing.most, device=device, packing=packing)
     share = schedule.filled / max(time.time() - began, 1e-9)
@@ -135,12 +167,94 @@ def _worth(todo: dict[str, RunSpec], specs: list[RunSpec]) -> dict[str, float]:
     return worth
 
 
-def _pace(store: Store, where: torch.device) -> float:
-    """Seconds on this device for one of `runs.seconds`, from the runs that it has done."""
-    device = runs.device_name(where)
-    done = [record for record in store.records() if record.device == device]
-    expected = sum(runs.seconds(record.spec) for record in done)
-    return sum(record.wall_s for record in done) / expected if expected else _PACE.get(where.type, 1.0)
+def costly(spec: RunSpec) -> bool:
+    """Whether a run is of the kind whose rate is worth measuring before it is promised: images, in a compiled step."""
+    return spec.data not in texts.TEXTS and runs.worth_compiling(spec, torch.device("cpu"))
+
+
+class Pace:
+    """How long runs take on this machine.
+
+    Args:
+        store: whose records tell it of runs that are not `costly`, here translations and digits.
+        where: the device.
+
+    Attributes:
+        rate: training images a second of one ResNet-20 in a compiled step beside as many others as run at once; None:
+            not measured.
+    """
+
+    def __init__(self, store: Store, where: torch.device) -> None:
+        self.where, self.rate = where, None
+        device = runs.device_name(where)
+        done = [r for r in store.records() if r.device == device and not store.committed(r.key) and not costly(r.spec)]
+        expected = sum(runs.seconds(record.spec) for record in done)
+        # Before anything was measured: seconds for one of `runs.seconds`.
+        self._usual = sum(record.wall_s for record in done) / expected if expected else _USUAL.get(where.type, 1.0)
+
+    def measure(self, count: int) -> str:
+        """Train ResNet-20 on noise for some seconds, `count` times at once; a sentence of what came of it.
+
+        The first time the compiler needs a minute or more for it.
+        """
+        with Pool(__name__, "_serve_rate") as pool:
+            for number in range(count):
+                pool.start()
+                pool.give(number, {"device": str(self.where)})
+            found = [pool.events.get()[1] for _ in range(count)]
+        rates = [answer["rate"] for answer in found if answer is not None]
+        if len(rates) < count:
+            return "the rate of this machine cannot be measured: a worker process ended; hours are guessed"
+        self.rate = sum(rates) / count
+        told = f"measured: {sum(rates):,.0f} images a second of ResNet-20 in bfloat16, {count} at once"
+        if self.where.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            told += "; this processor has no bfloat16 arithmetic (AVX-512 BF16 or AMX), which makes it many times slower"
+        return told
+
+    def seconds(self, spec: RunSpec) -> float:
+        """Of a whole run, alone on its core or beside the others on a GPU."""
+        if self.rate is None or not costly(spec):
+            return self._usual * runs.seconds(spec)
+        epochs = spec.recipe.epochs
+        judged = sum(spec.recipe.judges(epoch) for epoch in range(epochs))
+        tested = spec.held_out or spec.test or datasets.OFFICIAL[spec.data].rows["test"]
+        # A step with slopes takes about 1.15 times as long; a forward pass a third of a step.
+        steps = spec.trained_on * (epochs + 0.15 * (epochs - spec.start if spec.linearized else 0))
+        images = steps + judged * tested / 3
+        return images / self.rate * costs.operations(spec) / costs.operations(_MEASURED)
+
+
+_USUAL = {"cpu": 1.0, "cuda": 0.05}
+_MEASURED = RunSpec(data="cifar10", net="resnet20", recipe=RECIPES["reduced-train"], precision="bfloat16")
+_AT_LEAST = 8.0  # seconds of training that are measured
+
+
+def _rate(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    torch.set_num_threads(1)
+    batches = 2 if torch.device(job["device"]).type == "cpu" else 40
+    images = torch.zeros(batches * _MEASURED.recipe.batch, 3, 32, 32, dtype=torch.uint8)
+    images.random_(generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(len(images)) % 10
+    data = datasets.ImageData(
+        *("noise", images, labels, images[:10], labels[:10], tuple("0123456789")),
+        *(torch.full((3,), 0.5), torch.full((3,), 0.25), "none", "noise", False),
+    )
+    recipe = replace(_MEASURED.recipe, epochs=10**6, milestones=(), judged=10**6)
+    net = nets.build(_MEASURED.net)
+    began, seen = 0.0, 0
+    for row in training.fit(net, data, recipe, seed=0, precision="bfloat16", compiled=True, device=job["device"]):
+        if row["epoch"] == 1:  # the compiler's
+            began = time.perf_counter()
+            continue
+        seen += len(images)
+        if time.perf_counter() - began > _AT_LEAST:
+            break
+    report({"rate": seen / (time.perf_counter() - began)})
+
+
+def _serve_rate() -> None:
+    """A worker process's life while the rate is measured."""
+    serve(_rate)
 
 
 def _epochs_saved(store: Store, spec: RunSpec) -> int:
@@ -151,8 +265,8 @@ def _epochs_saved(store: Store, spec: RunSpec) -> int:
     return 0 if progress is None else progress.epochs
 
 
-def _seconds_left(store: Store, spec: RunSpec) -> float:
-    return runs.seconds(spec) * (1 - _epochs_saved(store, spec) / max(1, spec.recipe.epochs))
+def _share_left(store: Store, spec: RunSpec) -> float:
+    return 1 - _epochs_saved(store, spec) / max(1, spec.recipe.epochs)
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nladv_core import campaign, datasets, experiments, nets, texts
+from nladv_core import datasets, nets, texts
 from nladv_core.specs import RunSpec
 from nladv_core.store import Record
 
@@ -63,6 +63,14 @@ def cost(spec: RunSpec, lengths: Mapping[str, tuple[int, ...]] | None = None) ->
         examples, classes = spec.train or (official.rows["train"] if official else 0), _classes(spec.data)
     one, parameters = _of_one(spec.net, spec.width, spec.residual, spec.shortcut, shape, classes)
     return Cost(one * examples * spec.recipe.epochs, 4.0 * parameters, 8.0 * parameters)
+
+
+def operations(spec: RunSpec) -> float:
+    """Of one training image, forward and backward."""
+    official = datasets.OFFICIAL.get(spec.data)
+    side = spec.size or (official.side if official else 0)
+    shape, classes = (3, side, side), _classes(spec.data)
+    return _of_one(spec.net, spec.width, spec.residual, spec.shortcut, shape, classes)[0]
 
 
 def countable(spec: RunSpec, lengths: Mapping[str, tuple[int, ...]]) -> bool:
@@ -125,18 +133,18 @@ def _measured(benchmarks: Path | None) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text("utf-8")).get("measured", []))
 
 
-def whole(tier: str) -> dict[str, list[RunSpec]]:
-    """Every run of a tier, parents included, each once, under the chapter that wants it first in the campaign."""
-    users: dict[str, list[RunSpec]] = {}
+def whole(milestones: Mapping[str, list[RunSpec]]) -> dict[str, list[RunSpec]]:
+    """Every run of a tier, those that others rest on included, each once, under the experiment that wants it first.
+
+    Args:
+        milestones: the tier's experiments (`campaign.milestones`).
+    """
     seen: set[RunSpec] = set()
-    rest = [name for name in experiments.CHAPTERS if name not in campaign.FIRST]
-    for name in (*campaign.FIRST, *rest):
-        for edition in experiments.CHAPTERS[name].editions(tier):
-            for spec in edition.specs():
-                fresh = [link for link in spec.lineage if link not in seen]
-                seen.update(fresh)
-                users.setdefault(name, []).extend(fresh)
-    return users
+    found = {}
+    for title, specs in milestones.items():
+        found[title] = [link for link in dict.fromkeys(x for spec in specs for x in spec.lineage) if link not in seen]
+        seen.update(found[title])
+    return {title: specs for title, specs in found.items() if specs}
 
 
 def longest_chain(specs: Iterable[RunSpec], lengths: Mapping[str, tuple[int, ...]]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, get_args
 
@@ -71,20 +71,27 @@ MASKS = specs.MASKS[1:]  # without "none"
 SCHEDULES = ("restart", "continue")
 
 
+WAYS = ("chain", "at once")
+# Added to a source's seed for what begins anew, so that its weights and its order of images are other ones.
+ANOTHER_SEED = 100
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrainingMasks(Chapter):
-    """Chapter 03 (§4.1.1): new networks trained with the pattern of active units of a linearized one.
+    """Chapter 03 (§4.1.1): networks that are given the pattern of active units of a linearized one.
 
-    One network is trained and linearized; then others are trained from new weights, for as long as the first was, with
-    its masks: as they are, permuted within each layer, or over the network.
+    Networks are trained and linearized; each is a source of masks, taken as they are, permuted within each layer, or
+    over the network. In a *chain* a new network is trained with them from new weights, for as long as the first was
+    (the paper's number), and then as long as linearizing took, so that both had equally many epochs. *At once*, the
+    trained network itself is given the masks and trained on, as long as linearizing took.
 
     Attributes:
         dataset, network: None: by tier. Not a published network: its training cannot be repeated here.
         residuals: with residual connections (S), without (NS), or both; None: both at the tier "paper", else with.
         omega: strength of the linearization, > 0; None: by tier.
         masks: of "exact", "layer", "global".
-        seeds: of the retrainings; None: those of the tier, at the tier "paper" five as in the paper.
-        seed: of the network that is linearized.
+        ways: of "chain", "at once"; None: both, where the chapter is live the first.
+        seeds: of the sources, the independent repetitions; None: by tier.
     """
 
     name: ClassVar[str] = "03_retraining_masks"
@@ -93,8 +100,8 @@ class RetrainingMasks(Chapter):
     residuals: tuple[bool, ...] | None = None
     omega: float | None = None
     masks: tuple[str, ...] = MASKS
+    ways: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
-    seed: int = 0
 
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
@@ -114,29 +121,33 @@ class RetrainingMasks(Chapter):
         ]
 
     def specs(self) -> list[RunSpec]:
-        """For each architecture: parent, linearization, and the retrainings for each kind of mask."""
+        """For each architecture and seed: parent, control and linearization, then what its masks are given to."""
         tier = TIERS[self.tier]
         omega = tier.omega if self.omega is None else self.omega
         if not omega > 0:
             raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it every mask is the same")
-        for kind in self.masks:
-            if kind not in MASKS:
-                raise SpecError(f"{self.name}: masks has {kind!r}, expected some of {', '.join(MASKS)}")
-        seeds = self.seeds or (tuple(range(5)) if self.tier == "paper" else tier.seeds)
+        ways = self.ways or (WAYS[:1] if self.tier in LIVE else WAYS)
+        for given, known, field in ((self.masks, MASKS, "masks"), (ways, WAYS, "ways")):
+            for one in given:
+                if one not in known:
+                    raise SpecError(f"{self.name}: {field} has {one!r}, expected some of {', '.join(known)}")
         found: dict[RunSpec, None] = {}
         for residual in self.residuals or ((True, False) if self.tier == "paper" else (True,)):
-            parent = self._own(
-                self._parent(self.dataset, self.network, self.seed, residual=residual, small=True),
-                "was trained elsewhere, and its masks must be tried by the same training",
-            )
-            recipe = self._recipe(tier.short, parent.data)
-            linearized = self._child(parent, seed=self.seed, recipe=recipe, omega=omega)
-            found |= dict.fromkeys((parent, linearized))
-            training = self._recipe(tier.training, parent.data)
-            for kind in self.masks:
-                for seed in seeds:
-                    again = replace(linearized, parent=linearized, omega=0.0, masks=kind, seed=seed, recipe=training)
-                    found[again] = None
+            for seed in self.seeds or tier.seeds:
+                parent = self._own(
+                    self._parent(self.dataset, self.network, seed, residual=residual, small=True),
+                    "was trained elsewhere, and its masks must be tried by the same training",
+                )
+                recipe = self._recipe(tier.short, parent.data)
+                control, source = self._linearized(parent, (omega,), recipe)
+                found |= dict.fromkeys((parent, control, source))
+                for kind in self.masks:
+                    given: dict[str, Any] = {"omega": 0.0, "masks": kind, "parent": source}
+                    if "chain" in ways:
+                        again = replace(source, **given, seed=seed + ANOTHER_SEED, recipe=parent.recipe)
+                        found |= dict.fromkeys((again, replace(again, masks="none", parent=again, recipe=recipe)))
+                    if "at once" in ways:
+                        found[replace(source, **given, weights=parent)] = None
         return list(found)
 
 
@@ -145,7 +156,8 @@ class EarlyAndLate(Chapter):
     """Chapter 04 (§4.1.2): how long a network was trained before its slopes are switched on, at an equal share left.
 
     A network is trained for some epochs of the original schedule, then linearized for a given number of epochs until a
-    goal share of its units is inactive. Start 0 linearizes a network that was never trained.
+    goal share of its units is inactive. Start 0 linearizes a network that was never trained. Beside each stands its
+    control, the same training with all ReLUs kept: a late start has been trained for longer, and that alone helps.
 
     Attributes:
         datasets, difficulties, network, width: None: by tier. Difficulties are those of digits.
@@ -172,18 +184,17 @@ class EarlyAndLate(Chapter):
 
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
-        """The harder of two data sets, where the paper sees more, comes first; last, it under the other schedule."""
-        if tier in LIVE:
+        """At the tier "paper" the harder of two data sets, where the paper sees more, comes first.
+
+        Not with the schedule "continue": its learning rate is a hundredth at the late starts, too little for a slope to
+        get to its lock in the epochs there are, so that the goal is out of reach (`RunSpec.way`).
+        """
+        if tier != "paper":
             return super().editions(tier)
-        seeds = (0, 1, 2)
-        orders = [("cifar100", "restart"), ("cifar10", "restart"), ("cifar100", "continue")]
-        return [
-            cls(tier=tier, device="cpu", datasets=(data,), schedules=(schedule,), seeds=seeds)
-            for data, schedule in orders
-        ]
+        return [cls(tier=tier, device="cpu", datasets=(data,)) for data in ("cifar100", "cifar10")]
 
     def specs(self) -> list[RunSpec]:
-        """For each task, seed, schedule and start: the linearization and the parent it starts from."""
+        """For each task, seed, start and schedule: the parent, its control and its linearization."""
         tier = TIERS[self.tier]
         for schedule in self.schedules:
             if schedule not in SCHEDULES:
@@ -215,10 +226,14 @@ class EarlyAndLate(Chapter):
             "goal": tier.goal if self.goal is None else self.goal,
         }
         recipes = {"restart": short, "continue": whole.recipe.onwards(start, short.epochs)}
-        if start == 0:
-            return [replace(whole, recipe=recipes[schedule], **more) for schedule in self.schedules]
-        parent = replace(whole, recipe=whole.recipe.until(start))
-        return [parent, *(self._child(parent, recipe=recipes[schedule], **more) for schedule in self.schedules)]
+        # At the end of the training it is the very network that other chapters linearize.
+        parent = whole if start == whole.recipe.epochs else replace(whole, recipe=whole.recipe.until(max(start, 1)))
+        found = [parent] if start else []
+        for schedule in self.schedules:
+            recipe = recipes[schedule]
+            one = self._child(parent, recipe=recipe, **more) if start else replace(whole, recipe=recipe, **more)
+            found += [one.control, one]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,30 +258,24 @@ class Structure(Chapter):
 
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
-        """At reduced size what chapters 06 and 08 linearize from published networks; in the paper's two data sets."""
-        if tier == "reduced":
-            deep: dict[str, Any] = {"network": "akamaster/resnet56", "omega": 0.01, "epochs": 3}
-            return [cls(tier=tier, device="cpu"), cls(tier=tier, device="cpu", **deep)]
+        """At the tier "paper" on the paper's two data sets."""
         if tier == "paper":
             return [cls(tier=tier, device="cpu", dataset=dataset) for dataset in ("cifar10", "cifar100")]
         return super().editions(tier)
 
     def specs(self) -> list[RunSpec]:
-        """Parents and their linearizations."""
+        """Parents, their controls and their linearizations."""
         tier = TIERS[self.tier]
         omega = tier.mild if self.omega is None else self.omega
         if not omega > 0:
             raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it no unit becomes linear")
         found: dict[RunSpec, None] = {}
-        network = self.network
-        if network is None and self.residuals and False in self.residuals:
-            network = tier.network  # a published one has its residual connections; both are to be of one kind
-        first = self._parent(self.dataset, network, 0)
-        for residual in self.residuals or ((True,) if first.published else (True, False)):
+        published = self._parent(self.dataset, self.network, 0).published is not None
+        for residual in self.residuals or ((True,) if published else (True, False)):
             for seed in self.seeds or tier.seeds:
-                parent = self._parent(self.dataset, network, seed, residual=residual)
+                parent = self._parent(self.dataset, self.network, seed, residual=residual)
                 recipe = self._recipe(tier.short, parent.data, self.epochs)
-                found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+                found |= dict.fromkeys((parent, *self._linearized(parent, (omega,), recipe, seed=seed)))
         return list(found)
 
 
@@ -281,6 +290,7 @@ class AccuracyAndDepth(Chapter):
         residual: with residual connections (S) or without (NS).
         omegas: strengths for channel-wise slopes, >= 0; None: by tier.
         layer_omegas: strengths for layer-wise slopes, >= 0; None: by tier.
+        goals: NAPLs that further channel-wise linearizations end just below; None: by tier.
         seeds: repetitions; None: by tier.
         granularities: of "channel", "layer", "pixel" (which takes the channel-wise omegas).
         epochs: of the linearization, its schedule scaled; None: the tier's recipe.
@@ -294,6 +304,7 @@ class AccuracyAndDepth(Chapter):
     residual: bool = True
     omegas: tuple[float, ...] | None = None
     layer_omegas: tuple[float, ...] | None = None
+    goals: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     granularities: tuple[str, ...] = ("channel", "layer")
     epochs: int | None = None
@@ -301,18 +312,11 @@ class AccuracyAndDepth(Chapter):
 
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
-        """At reduced size published networks of two depths, an own one of the paper's kind, and layers for channels.
-
-        At the tier "paper" its curves: both data sets, with and without residual connections.
-        """
+        """At the tier "paper" its curves: both data sets, with and without residual connections."""
 
         def edition(**given: Any) -> Any:
             return cls(tier=tier, device="cpu", **({"granularities": ("channel",)} | given))
 
-        if tier == "reduced":
-            deep = {"network": "akamaster/resnet56", "omegas": (0.01, 0.015, 0.04), "epochs": 3, "seeds": (0,)}
-            own = {"network": "resnet20", "omegas": (0.008, 0.015, 0.03, 0.08), "epochs": 3, "seeds": (0,)}
-            return [edition(), edition(**deep), edition(**own), edition(granularities=("layer",))]
         if tier == "paper":
             pyramid = {"network": "pyramidnet110"}
             return [
@@ -338,18 +342,25 @@ class AccuracyAndDepth(Chapter):
         return {seed: self._parent(self.dataset, self.network, seed, **more) for seed in seeds}
 
     def specs(self) -> list[RunSpec]:
-        """Parents, and their linearizations for each granularity and omega."""
+        """Parents and controls, and the linearizations for each granularity and omega, then for each goal."""
         tier, starts = TIERS[self.tier], self._starts()
+        recipes = {seed: self._recipe(tier.linearization, one.data, self.epochs) for seed, one in starts.items()}
         found = dict.fromkeys(starts.values())
+        for seed, parent in starts.items():
+            found |= dict.fromkeys(self._linearized(parent, (), recipes[seed], seed=seed))
         for granularity in self.granularities:
             layer = granularity == "layer"
             given, usual = (self.layer_omegas, tier.layer_omegas) if layer else (self.omegas, tier.omegas)
             for omega in usual if given is None else given:
                 for seed, parent in starts.items():
-                    recipe = self._recipe(tier.linearization, parent.data, self.epochs)
-                    more = {"recipe": recipe, "omega": omega, "granularity": granularity}
+                    more = {"recipe": recipes[seed], "omega": omega, "granularity": granularity}
                     more |= {"p": self.p} if omega > 0 else {}
                     found[self._child(parent, seed=seed, **more)] = None
+        usual = tier.goals if "channel" in self.granularities and self.epochs is None else ()
+        for goal in usual if self.goals is None else self.goals:
+            for seed, parent in starts.items():
+                more = {"recipe": recipes[seed], "omega": tier.goal_omega, "p": self.p}
+                found[self._child(parent, seed=seed, goal=goal, measure="napl", **more)] = None
         return list(found)
 
 
@@ -360,7 +371,7 @@ class Width(Chapter):
     Attributes:
         dataset, network: None: by tier.
         widths: factors of the number of channels, > 0; None: by tier.
-        omega: strength, > 0; None: by tier.
+        omegas: strengths, > 0; None: the tier's few, where the chapter is live one in the middle.
         seeds: repetitions; None: by tier.
         epochs: of the linearization; None: by tier.
     """
@@ -369,23 +380,28 @@ class Width(Chapter):
     dataset: str | None = None
     network: str | None = None
     widths: tuple[float, ...] | None = None
-    omega: float | None = None
+    omegas: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     epochs: int | None = None
 
     def specs(self) -> list[RunSpec]:
-        """Parents and their linearizations, width by width."""
+        """Parents, their controls and their linearizations, width by width."""
         tier = TIERS[self.tier]
-        omega = tier.omega if self.omega is None else self.omega
-        if not omega > 0:
-            raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it no unit becomes linear")
+        omegas = self.omegas or ((tier.omega,) if self.tier in LIVE else tier.few)
+        _above_zero(self.name, omegas)
         found: dict[RunSpec, None] = {}
         for width in self.widths or tier.widths:
             for seed in self.seeds or tier.seeds:
                 parent = self._parent(self.dataset, self.network, seed, width=width, shortcut="B", small=True)
                 recipe = self._recipe(tier.linearization, parent.data, self.epochs)
-                found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+                found |= dict.fromkeys((parent, *self._linearized(parent, omegas, recipe, seed=seed)))
         return list(found)
+
+
+def _above_zero(chapter: str, omegas: Sequence[float]) -> None:
+    for omega in omegas:
+        if not omega > 0:
+            raise SpecError(f"{chapter}: omegas has {omega:g}, expected strengths above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,7 +413,7 @@ class Depth(Chapter):
         width: None: by tier, where the chapter is live the narrowest of its widths.
         family: networks are named `<family><depth>`: "resnet", "toynet", "akamaster/resnet"; None: by tier.
         depths: None: by tier.
-        omegas: strengths, > 0; None: the two strongest of the tier's few, where the chapter is live only the strongest.
+        omegas: strengths, > 0; None: the tier's few, where the chapter is live only the strongest.
         seeds: repetitions; None: by tier.
         epochs: of the linearization; None: by tier.
     """
@@ -413,34 +429,26 @@ class Depth(Chapter):
 
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
-        """At reduced size published networks of four depths; at the tier "paper" ResNets, then ToyNets."""
-        if tier == "reduced":
-            return [cls(tier=tier, device="cpu", omegas=(0.01,), epochs=3)]
+        """At the tier "paper" ResNets, then ToyNets."""
         if tier == "paper":
             return [cls(tier=tier, device="cpu"), cls(tier=tier, device="cpu", family="toynet")]
         return super().editions(tier)
 
     def specs(self) -> list[RunSpec]:
-        """Parents and their linearizations, depth by depth."""
+        """Parents, their controls and their linearizations, depth by depth."""
         tier = TIERS[self.tier]
-        dataset = self.dataset or tier.dataset
-        family = self.family
-        if family is None:  # published networks know their own data only
-            known = f"{tier.family}{(self.depths or tier.depths)[0]}"
-            fits = known not in nets.PUBLISHED or (nets.PUBLISHED[known].data == dataset and self.width in (None, 1))
-            family = tier.family if fits else "resnet"
+        family = tier.family if self.family is None else self.family
         # Published networks have the width that they have.
         narrow = self.width is None and self.tier in LIVE and "/" not in family
         width = tier.widths[0] if narrow else self.width
+        omegas = self.omegas or (tier.few[-1:] if self.tier in LIVE else tier.few)
+        _above_zero(self.name, omegas)
         found: dict[RunSpec, None] = {}
         for depth in self.depths or tier.depths:
-            for omega in self.omegas or tier.few[-1 if self.tier in LIVE else -2 :]:
-                if not omega > 0:
-                    raise SpecError(f"{self.name}: omegas has {omega:g}, expected strengths above 0")
-                for seed in self.seeds or tier.seeds:
-                    parent = self._parent(dataset, f"{family}{depth}", seed, width=width)
-                    recipe = self._recipe(tier.linearization, parent.data, self.epochs)
-                    found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+            for seed in self.seeds or tier.seeds:
+                parent = self._parent(self.dataset, f"{family}{depth}", seed, width=width)
+                recipe = self._recipe(tier.linearization, parent.data, self.epochs)
+                found |= dict.fromkeys((parent, *self._linearized(parent, omegas, recipe, seed=seed)))
         return list(found)
 
 
@@ -450,7 +458,7 @@ class TaskDifficulty(Chapter):
 
     Attributes:
         datasets, difficulties, network, width: None: by tier. Difficulties are those of digits.
-        omegas: strengths, >= 0; None: the tier's few.
+        omegas: strengths, >= 0; None: all of the tier's, where the chapter is live its few.
         seeds: repetitions; None: by tier.
         epochs: of the linearization; None: by tier.
     """
@@ -465,16 +473,16 @@ class TaskDifficulty(Chapter):
     epochs: int | None = None
 
     def specs(self) -> list[RunSpec]:
-        """Parents and their linearizations, task by task."""
+        """Parents, their controls and their linearizations, task by task."""
         tier = TIERS[self.tier]
+        omegas = self.omegas or (tier.few if self.tier in LIVE else tier.omegas)
         found: dict[RunSpec, None] = {}
         for dataset, difficulty in self._tasks(self.datasets or tier.datasets, self.difficulties):
-            for omega in self.omegas or tier.few:
-                for seed in self.seeds or tier.seeds:
-                    more: dict[str, Any] = {"width": self.width, "difficulty": difficulty, "small": True}
-                    parent = self._parent(dataset, self.network, seed, **more)
-                    recipe = self._recipe(tier.linearization, parent.data, self.epochs)
-                    found |= dict.fromkeys((parent, self._child(parent, seed=seed, recipe=recipe, omega=omega)))
+            for seed in self.seeds or tier.seeds:
+                more: dict[str, Any] = {"width": self.width, "difficulty": difficulty, "small": True}
+                parent = self._parent(dataset, self.network, seed, **more)
+                recipe = self._recipe(tier.linearization, parent.data, self.epochs)
+                found |= dict.fromkeys((parent, *self._linearized(parent, omegas, recipe, seed=seed)))
         return list(found)
 
 
@@ -483,6 +491,7 @@ class Unnormalized(AccuracyAndDepth):
     """Chapter A1 (App. B.1): the pictures of chapter 06 over the unnormalised APL, from the same runs."""
 
     name: ClassVar[str] = "A1_unnormalized"
+    runs_of: ClassVar[str] = AccuracyAndDepth.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,6 +499,7 @@ class ActiveShare(AccuracyAndDepth):
     """Chapter A2 (App. B.2): the pictures of chapter 06 over the share of active units, from the same runs."""
 
     name: ClassVar[str] = "A2_active_share"
+    runs_of: ClassVar[str] = AccuracyAndDepth.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -586,19 +596,23 @@ class FeatureVisualization(Chapter):
         """The runs by what they are to each other (`features.ROLES`); none for a network taught by distillation."""
         if self._taught():
             return {}
-        small = _DIGITS_NET if self.tier in LIVE else None
-        parent = self._parent(self.dataset, self.network or small, self.seed)
+        usual = _DIGITS_NET if self.tier in LIVE else None
+        if self.tier == "reduced" and self.dataset in (None, "cifar10"):
+            usual = _PUBLISHED_NET
+        parent = self._parent(self.dataset, self.network or usual, self.seed)
         if parent.data == "digits":
             parent = replace(parent, size=32)
         weak, strong = self.strengths()
         recipe = self._recipe(TIERS[self.tier].linearization, parent.data)
-        return {
-            "relu": parent,
-            "weak": self._child(parent, seed=self.seed, recipe=recipe, omega=weak),
-            "strong": self._child(parent, seed=self.seed, recipe=recipe, omega=strong),
-            "seed": self._child(parent, seed=self.control_seed, recipe=recipe, omega=strong),
-            "control": self._child(parent, seed=self.seed, recipe=recipe, omega=0.0, start=recipe.epochs),
-        }
+        if self.tier == "reduced" and parent.published:  # which is trained to its end, and needs little
+            recipe = RECIPES["reduced-features"]
+        control, mild, hard = self._linearized(parent, (weak, strong), recipe, seed=self.seed)
+        again = replace(hard, seed=self.control_seed)
+        found = {"relu": parent, "weak": mild, "strong": hard, "seed": again, "control": control}
+        if self.tier == "reduced" and parent.published:
+            few: dict[str, Any] = {"train": 12_500, "precision": "float32"}
+            found |= {role: replace(spec, **few) for role, spec in found.items() if role != "relu"}
+        return found
 
     def specs(self) -> list[RunSpec]:
         """Parent, two linearizations and two controls."""
@@ -626,12 +640,6 @@ class FeatureVisualization(Chapter):
         """Of the folder of its committed record."""
         return self.title().replace("/", "-").replace(" ", "-").lower()
 
-    @classmethod
-    def editions(cls, tier: str) -> list[Self]:
-        """At reduced size a network for CIFAR-10 and one for ImageNet."""
-        found = super().editions(tier)
-        return [*found, cls(tier=tier, device="cpu", network="squeezenet1_1")] if tier == "reduced" else found
-
 
 # 32 pixels at every tier but the largest; a picture takes 128 steps (fewer only in tests).
 _FEATURES: dict[str, dict[str, Any]] = {
@@ -641,6 +649,7 @@ _FEATURES: dict[str, dict[str, Any]] = {
     "paper": {"omegas": (0.003, 0.01), "channels": 0, "starts": (0,), "steps": 512, "size": 224},
 }
 _DIGITS_NET = "resnet8"
+_PUBLISHED_NET = "akamaster/resnet20"
 # Networks that were trained on ImageNet and teach themselves (nladv_core.distillation).
 _TAUGHT: dict[str, dict[str, Any]] = {
     "squeezenet1_1": {"omegas": (0.002, 0.01), "channels": 64, "starts": (0,), "steps": 160, "size": 128},
@@ -687,7 +696,8 @@ class Translation(Chapter):
             width=usual["width"] if self.width is None else self.width,
             recipe=recipe if self.epochs is None else recipe.shortened(self.epochs),
             seed=seed,
-            precision=TIERS[self.tier].precision,
+            # Eager float32 but for the largest: the lengths of sentences differ, so that a step is compiled in vain.
+            precision=TIERS[self.tier].precision if self.tier == "paper" else "float32",
             **sizes,
         )
 
@@ -733,7 +743,7 @@ _TRANSLATION: dict[str, dict[str, Any]] = {
             "network": "transformer2",
             "width": 0.125,
         },
-        **{"recipe": "reduced-translate", "starts": (0, 2, 5), "goal": 0.85, "omega": 0.003, "seeds": (0, 1)},
+        **{"recipe": "reduced-translate", "starts": (0, 1, 2, 3), "goal": 0.85, "omega": 0.003, "seeds": (0, 1, 2)},
     },
     "paper": {
         **{"dataset": "multi30k", "size": None, "train": None, "test": None, "network": "transformer6", "width": 1.0},

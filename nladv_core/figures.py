@@ -670,7 +670,7 @@ def save_cover(path: str | Path, tier: str = "quick") -> None:
     from nladv_core.store import Store
 
     frame = Store().frame(AccuracyAndDepth(tier=tier).specs())
-    require(frame, ["linearized"])
-    runs, parents = frame[frame["linearized"]], frame[~frame["linearized"]]
+    require(frame, ["role"])
+    parents, runs = summaries.parents_and_runs(frame)
     # Without matplotlib's own version in the file, equal runs give equal bytes.
     cover(runs, parents, provenance(tier, frame)).savefig(path, metadata={"Software": None})

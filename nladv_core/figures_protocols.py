@@ -210,8 +210,33 @@ def masks_by_layer(masks: Mapping[str, Mapping[str, Tensor]], layers: Sequence[s
         return _stamp(figure, source)
 
 
+# How a network comes to masks, in words: the two steps of a chain, and at once.
+GIVEN = {"new": "new", "further": "new, trained on", "at once": "at once"}
+
+
+def _titles(way: str) -> dict[str, str]:
+    return {kind: f"{GIVEN[way]}, {word}" for kind, word in MASKS.items()}
+
+
+def given_masks(records: Iterable[Record], kind: str, way: str) -> list[Record]:
+    """The runs with masks of this kind (`MASKS`) that came to them in this way (`GIVEN`)."""
+    found = []
+    for record in records:
+        spec = record.spec
+        if spec.role == "retrained":
+            own, its = spec.masks, "new" if spec.weights is None else "at once"
+        elif spec.role == "retrained further":
+            assert spec.parent is not None
+            own, its = spec.parent.masks, "further"
+        else:
+            continue
+        if (own, its) == (kind, way):
+            found.append(record)
+    return found
+
+
 def retrained_accuracy(records: Sequence[Record], source: str) -> Figure:
-    """Accuracy of a network, of its linearized form, and of new networks trained with the masks of that, by kind.
+    """Accuracy of a network, of its linearized form, and of networks that were given the masks of that, by kind.
 
     Args:
         records: of one or several architectures, parents included; a panel for each architecture.
@@ -224,17 +249,18 @@ def retrained_accuracy(records: Sequence[Record], source: str) -> Figure:
     if not groups:
         raise RecordError("found no linearized network to draw; compute it first with `nladv run`")
     with style():
-        figure, axes = _new(len(groups), 1, 0.9 + 1.85 * len(groups), squeeze=False)
+        ways = sum(any(given_masks(records, kind, way) for kind in MASKS) for way in GIVEN)
+        figure, axes = _new(len(groups), 1, 0.9 + (1.1 + 0.75 * ways) * len(groups), squeeze=False)
         for axis, (name, runs) in zip(axes.flat, groups.items(), strict=True):
-            rows = {
-                "base, all units active": [run for run in runs if not run.spec.omega and run.spec.masks == "none"],
-                "linearized": effects.linearized(runs),
-            }
-            rows |= {f"new, {word}": [run for run in runs if run.spec.masks == kind] for kind, word in MASKS.items()}
+            roles = {role: [run for run in runs if run.spec.role == role] for role in ("parent", "control")}
+            rows = {"all units active": roles["parent"], "trained on as it is": roles["control"]}
+            rows["linearized"] = effects.linearized(runs)
+            rows |= {title: given_masks(runs, kind, way) for way in GIVEN for kind, title in _titles(way).items()}
             values = {row: [effects.value(run, "test_accuracy") for run in found] for row, found in rows.items()}
             values = {row: found for row, found in values.items() if found}
-            looks = dict(zip(rows, ((GREY, "*"), (RED, "D"), *(look[:2] for look in _LOOKS)), strict=False))
-            axis.axvline(values["linearized"][0], color=RED, linestyle=":", linewidth=1)
+            kinds = [(colour, marker) for marker in ("o", "s", "^") for colour in (BLUE, ORANGE, GREEN)]
+            looks = dict(zip(rows, ((GREY, "*"), (GREY, "P"), (RED, "D"), *kinds), strict=True))
+            axis.axvline(float(np.mean(values["linearized"])), color=RED, linestyle=":", linewidth=1)
             _dots(axis, values, [looks[row] for row in values])
             axis.set_xlim(*_room([y for found in values.values() for y in found]))
             axis.set_title(name, x=0, ha="left", fontsize=9.5)
@@ -263,7 +289,8 @@ def early_and_late(
     """Final accuracy, and the share made inactive, against the epoch at which linearization starts.
 
     Args:
-        lines: label -> runs of one task and schedule; those without a goal (parents) are left out.
+        lines: label -> runs of one task and schedule: those with a goal, and in the first panel as a thin broken line
+            their controls (`RunSpec.control`), if they are among them.
         source: provenance.
         columns: metrics to draw, one above the other.
         reference: runs that were never linearized: their mean is a dotted line with a band of one standard deviation.
@@ -290,11 +317,23 @@ def early_and_late(
             axis.axhspan(mean - sd, mean + sd, color=GREY, alpha=0.15, linewidth=0)
             axis.axhline(mean, color=GREY, linestyle=":", label="never linearized" if axis is top else None)
         starts: set[int] = set()
+        controlled = 0
         for i, (label, runs) in enumerate(drawn.items()):
             colour, marker, line = _LOOKS[i % len(_LOOKS)]
             starts |= {effects.start_epoch(run.spec) for run in runs}
             for axis, which in panels:
                 _band(axis, runs, which, colour, marker, line, label if axis is top else None)
+            there = {run.key: run for run in lines[label]}
+            pairs = [(effects.start_epoch(run.spec), there.get(run.spec.control.key())) for run in runs]
+            controls: dict[int, list[float]] = {}
+            for start, control in pairs:
+                if control is not None:
+                    controls.setdefault(start, []).append(panels[0][1](control))
+            if controls and not reference:
+                mean_of = [float(np.mean(controls[start])) for start in sorted(controls)]
+                named = f"{label}, ReLUs kept"
+                top.plot(sorted(controls), mean_of, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.2, label=named)
+                controlled += 1
         missed = [run for runs in drawn.values() for run in runs if not reached(run)]
         for axis, which in panels if missed else ():
             x, y = [effects.start_epoch(run.spec) for run in missed], [which(run) for run in missed]
@@ -306,7 +345,7 @@ def early_and_late(
         bottom.legend(loc="best")
         for (axis, _), column in zip(panels, columns, strict=False):
             axis.set(ylabel=_LABELS.get(column, column))
-        entries = len(drawn) + bool(missed) + bool(reference)
+        entries = len(drawn) + controlled + bool(missed) + bool(reference)
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if entries > 1 else 1)
         ends = [_inactive(run) for runs in drawn.values() for run in runs] + [100 * goal for goal in goals]
         bottom.set(ylabel="inactive at\nthe end, %", ylim=(max(-3, min(ends) - 8), min(103, max(ends) + 8)))

@@ -70,7 +70,7 @@ def compute(
         tell = _warn
     where = pick_device(device)
     if compiled is None:
-        compiled = ranks.count == 1 and seconds(spec) > _WORTH_COMPILING.get((where.type, spec.precision), math.inf)
+        compiled = ranks.count == 1 and worth_compiling(spec, where)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -163,6 +163,11 @@ class Paused(NladvError):
 # From how long a run on (`seconds`, so on one core in float32) a minute or two of compiling is soon made good. On a CPU
 # bfloat16 as it is would be slower than float32.
 _WORTH_COMPILING = {("cuda", "float32"): 5000.0, ("cuda", "bfloat16"): 5000.0, ("cpu", "bfloat16"): 300.0}
+
+
+def worth_compiling(spec: RunSpec, where: torch.device) -> bool:
+    """Whether a run's step is compiled if nobody says otherwise."""
+    return seconds(spec) > _WORTH_COMPILING.get((where.type, spec.precision), math.inf)
 
 # A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
 SAVE_EVERY_S = 5.0
@@ -266,7 +271,7 @@ def pick_device(device: str) -> torch.device:
 
 @lru_cache(maxsize=2)
 def _load(
-    name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None, held_out: int
+    name: str, size: int | None, difficulty: float | None, train: int | None, test: int | None, held_out: int = 0
 ) -> datasets.ImageData | texts.TextData:
     data = datasets.load(name, size=size, difficulty=difficulty, train=train, test=test)
     return data.hold_out(held_out) if held_out and isinstance(data, datasets.ImageData) else data
@@ -284,8 +289,8 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
     """The network that a run begins with, and which weights or masks it took, from whom."""
     if spec.published is not None:
         published = nets.PUBLISHED[spec.published]
-        taken_from = {"published": spec.published, "source": published.source, "url": published.url}
-        return nets.load_published(spec.published), taken_from | {"sha256": published.sha256}
+        origin = {"published": spec.published, "source": published.source, "url": published.url}
+        return nets.load_published(spec.published), origin | {"sha256": published.sha256}
     net: nn.Module = untrained(spec, task.outputs)
     parent = spec.parent
     plain = parent if spec.masks == "none" else spec.weights  # whose weights it takes, if it has no slopes
@@ -465,7 +470,7 @@ class Schedule:
         until: no run is begun that would not finish an epoch before this time (`time.time()`), and all stop then:
             after the last epoch that they can finish, or else they are killed; runs that another process computes are
             left to it. None: no end.
-        pace: seconds on this device for one of `seconds`.
+        pace: how long a run takes on this device, in seconds; None: `seconds`.
         watch: gets each end of a run: "done", "paused" or "failed", the run, and a reason.
 
     Attributes:
@@ -480,10 +485,10 @@ class Schedule:
         *,
         worth: Mapping[str, float] | None = None,
         until: float | None = None,
-        pace: float = 1.0,
+        pace: Callable[[RunSpec], float] | None = None,
         watch: Callable[[str, RunSpec, str], None] | None = None,
     ) -> None:
-        self.until, self.pace, self.watch = until, pace, watch
+        self.until, self.pace, self.watch = until, pace or seconds, watch
         self._looked = time.time()
         self.grace = min(3.0, 0.02 * (until - self._looked)) if until is not None else 0.0
         self.filled = 0.0
@@ -509,8 +514,8 @@ class Schedule:
         for key, spec in todo.items():
             before = {source.key() for source in spec.sources} & todo.keys()
             self._before[key] = len(before)
-            for source in before:
-                self._behind.setdefault(source, []).append(key)
+            for key_before in before:
+                self._behind.setdefault(key_before, []).append(key)
             if not before:
                 self._make_ready(key)
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
@@ -529,7 +534,7 @@ class Schedule:
         return None
 
     def _in_time(self, spec: RunSpec) -> bool:
-        epoch = self.pace * seconds(spec) / max(spec.recipe.epochs, 1)
+        epoch = self.pace(spec) / max(spec.recipe.epochs, 1)
         return self.until is None or time.time() + epoch < self.until - self.grace
 
     def left(self) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -335,6 +335,36 @@ class RunSpec:
     def linearized(self) -> bool:
         """Whether the network has slopes: it starts from a parent, is regularised, or takes over masks."""
         return self.parent is not None or self.omega > 0 or self.masks != "none"
+
+    @property
+    def role(self) -> str:
+        """What it is to other runs of an experiment.
+
+        "parent": a network without slopes; "control": one trained on with its ReLUs kept, as long as it is linearized;
+        "retrained": given masks; "retrained further": the end of the chain, a retrained network trained on; else
+        "linearized".
+        """
+        if not self.linearized:
+            return "parent"
+        if self.masks != "none":
+            return "retrained"
+        if self.parent is not None and self.parent.masks != "none":
+            return "retrained further"
+        return "control" if self.omega == 0 and self.start == self.recipe.epochs else "linearized"
+
+    @cached_property
+    def control(self) -> RunSpec:
+        """The same training with all ReLUs kept: from the same weights, on the same images, for as many epochs.
+
+        What a linearization costs or gains is measured against it: more training alone changes a network as well. Of a
+        linearization without a parent it is a network without slopes.
+        """
+        usual = {name: f.default for name, f in type(self).__dataclass_fields__.items()}
+        named = ("omega", "slope_lr", "goal", "measure", "price", "pull_back", "granularity", "p", "margin", "masks")
+        plain: dict[str, Any] = {name: usual[name] for name in named}
+        start = self.weights or self.parent
+        epochs = 0 if start is None else self.recipe.epochs
+        return replace(self, **plain, parent=start, weights=None, start=epochs)
 
     @property
     def origin(self) -> str | None:

@@ -345,13 +345,13 @@ class Store:
         """One row a finished run: what was run, and its final-epoch metrics. Missing runs have no row.
 
         Columns: key, parent (its key, or missing), data, data_checksum, difficulty, net, width, residual, shortcut,
-        seed, epochs, linearized, granularity, omega, goal, start, masks, precision; test_accuracy, train_accuracy
+        seed, epochs, linearized, role, granularity, omega, goal, start, masks, precision; test_accuracy, train_accuracy
         (shares), train_loss, active_fraction, napl, apl, enw; wall_s, device, torch, code (digest), created.
         """
         import pandas as pd
 
         copied = (
-            "data difficulty net width residual shortcut seed granularity omega goal start masks precision linearized"
+            "data difficulty net width residual shortcut seed granularity omega goal start masks precision linearized role"
         )
         rows = []
         for record in self.records(runs):

@@ -327,10 +327,14 @@ def committed_editions(kind: Any, tiers: Sequence[str] = ("reduced", "paper")) -
 
 
 def parents_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The networks before linearization and the linearized ones; both empty if one of them is missing."""
-    if not len(frame) or frame["linearized"].nunique() < 2:
-        return frame.iloc[:0], frame.iloc[:0]
-    return frame[~frame["linearized"]], frame[frame["linearized"]]
+    """The networks before linearization and those linearized to the end; both empty if one of them is missing.
+
+    Controls are neither, nor are runs that stop at a goal: these are no points of a curve over strengths.
+    """
+    if not len(frame):
+        return frame, frame
+    before, after = frame[frame["role"] == "parent"], frame[(frame["role"] == "linearized") & frame["goal"].isna()]
+    return (before, after) if len(before) and len(after) else (frame.iloc[:0], frame.iloc[:0])
 
 
 def edition_title(edition: Any) -> str:

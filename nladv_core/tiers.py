@@ -5,8 +5,8 @@ A tier is the size of an experiment. Where a chapter's parameter is None, the ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from nladv_core import nets, runs, values
@@ -25,8 +25,6 @@ class Tier:
 
     Attributes:
         dataset, network, width: names and width factor.
-        published: a network that others trained (a key of `nets.PUBLISHED`), which takes the place of `network` on the
-            data set it was trained on, or None.
         train, test, size, difficulty: how much of a data set, and what kind of digits; None is the whole set.
         training, linearization: names of recipes.
         omegas, layer_omegas: from nearly all units active to the collapse of accuracy, channel-wise and layer-wise.
@@ -35,21 +33,23 @@ class Tier:
         omega: one value in the middle, for a chapter that shows a single strength.
         mild: one that leaves enough units active to see a pattern in (maps of §4.2).
         few: some of `omegas`, for chapters whose subject is another axis; the last is strong enough to hurt accuracy.
+        goals: NAPLs that further linearizations end just below, so that networks are compared there without
+            interpolation.
         seeds: repetitions, parent and linearization alike.
         short: recipe of the linearization in chapters 03, 04 and 05 (§4.1.1, §4.1.2 and the maps of §4.2).
         goal, goal_omega: share of units to make inactive where that share is fixed (§4.1.2; 88 % according to the
-            blog), and a strength that gets there in the epochs there are.
+            blog), and a strength that gets there, and to `goals`, in the epochs there are.
         starts: how many epochs of training there were when the slopes are switched on (§4.1.2).
         widths: factors, the narrowest first (§4.3.1).
         family, depths: networks `<family><depth>` (§4.3.2).
         datasets, difficulties: tasks of increasing difficulty (§4.3.3); the second for digits alone.
         small: network, width factor and number of training images where many parents are trained; None: those above.
+        networks: by chapter, where it has a network of its own.
         precision: "float32", or "bfloat16", which is faster where the hardware has it, as GPUs do.
     """
 
     dataset: str
     network: str
-    published: str | None = None
     width: float = 1.0
     train: int | None = None
     test: int | None = None
@@ -62,6 +62,7 @@ class Tier:
     omega: float
     mild: float
     few: tuple[float, ...]
+    goals: tuple[float, ...] = ()
     seeds: tuple[int, ...]
     short: str
     goal: float
@@ -73,6 +74,7 @@ class Tier:
     datasets: tuple[str, ...]
     difficulties: tuple[float, ...] = ()
     small: tuple[str, float, int] | None = None
+    networks: Mapping[str, str] = field(default_factory=dict)
     precision: str = "float32"
 
 
@@ -131,36 +133,40 @@ TIERS: Mapping[str, Tier] = {
     "reduced": Tier(
         dataset="cifar10",
         network="resnet20",
-        published="akamaster/resnet20",
-        train=12_500,
         training="reduced-train",
         linearization="reduced-linearize",
-        omegas=(0.004, 0.007, 0.011, 0.02, 0.06),
-        layer_omegas=(0.02, 0.06, 0.2, 0.6),
-        omega=0.011,
-        mild=0.007,
-        few=(0.007, 0.02),
-        seeds=(0, 1),
+        # One list for all networks and both data sets, as a strength is a price only where it is the same everywhere:
+        # of ResNet-20 on CIFAR-10 about 80, 50, 25, 12 and 5 % of the units are left.
+        omegas=(0.0008, 0.0016, 0.003, 0.005, 0.009),
+        layer_omegas=(0.003, 0.01, 0.03, 0.1),
+        omega=0.003,
+        mild=0.0016,
+        few=(0.0016, 0.003, 0.009),
+        goals=(2.0,),
+        seeds=(0, 1, 2),
         short="reduced-linearize",
         goal=0.85,
-        goal_omega=0.03,
-        starts=(0, 1, 3, 6),
-        widths=(0.5, 1.0, 2.0),
-        family="akamaster/resnet",
-        depths=(20, 32, 44, 56),
+        goal_omega=0.009,
+        starts=(0, 2, 8, 24),
+        widths=(0.25, 0.5, 1.0, 2.0),
+        depths=(8, 14, 20, 32),
         datasets=("cifar10", "cifar100"),
-        small=("resnet14", 0.5, 12_500),
+        networks={"05_structure": "resnet32", "07_width": "resnet14"},
+        precision="bfloat16",
     ),
     "paper": Tier(
         dataset="cifar10",
         network="resnet56",
         training="cifar-train",
         linearization="cifar-linearize",
-        omegas=(0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.004, 0.01),
+        # From just below the strength at which a slope can get to its lock at all (0.00031) on, dense where units are
+        # selected.
+        omegas=(0.0003, 0.0005, 0.0007, 0.001, 0.0014, 0.002, 0.0028, 0.004, 0.01),
         layer_omegas=(0.001, 0.003, 0.01, 0.03, 0.1),
         omega=0.001,
         mild=0.001,
         few=(0.0005, 0.001, 0.002, 0.004, 0.01),
+        goals=(2.7, 3.1, 3.5, 5.0),
         seeds=(0, 1, 2),
         short="cifar-linearize-30",
         goal=0.88,
@@ -172,6 +178,51 @@ TIERS: Mapping[str, Tier] = {
         precision="bfloat16",
     ),
 }
+
+# The experiments of the tier "reduced", the worthiest first: what it is, and which chapters with which parameters. They
+# share parents and controls wherever network, data set, seed and recipe agree.
+ROWS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = (
+    ("a transformer, early and late", (("11_transformer", {}),)),
+    (
+        "backbone: ResNet-20, CIFAR-10 and CIFAR-100",
+        (
+            ("06_accuracy_and_depth", {"granularities": ("channel",)}),
+            ("06_accuracy_and_depth", {"granularities": ("channel",), "dataset": "cifar100"}),
+            ("09_task_difficulty", {}),
+        ),
+    ),
+    ("early and late, CIFAR-100", (("04_early_and_late", {"datasets": ("cifar100",)}),)),
+    ("masks on trained weights, CIFAR-100", (("03_retraining_masks", {"dataset": "cifar100", "ways": ("at once",)}),)),
+    ("masks on new weights, CIFAR-100", (("03_retraining_masks", {"dataset": "cifar100", "ways": ("chain",)}),)),
+    ("structure with and without residual connections", (("05_structure", {}),)),
+    (
+        "ResNet-56, the paper's network",
+        (
+            (
+                "06_accuracy_and_depth",
+                {
+                    "granularities": ("channel",),
+                    "network": "resnet56",
+                    "omegas": (0.0016, 0.003),
+                    "goals": (2.7,),
+                    "seeds": (0,),
+                },
+            ),
+        ),
+    ),
+    (
+        "early and late and masks, CIFAR-10",
+        (
+            ("04_early_and_late", {"datasets": ("cifar10",)}),
+            ("03_retraining_masks", {"dataset": "cifar10", "ways": ("at once",)}),
+            ("03_retraining_masks", {"dataset": "cifar10", "ways": ("chain",)}),
+        ),
+    ),
+    ("layers beside channels, CIFAR-100", (("06_accuracy_and_depth", {"granularities": ("layer",), "dataset": "cifar100"}),)),
+    ("initial depth", (("08_depth", {}),)),
+    ("initial width", (("07_width", {}),)),
+    ("features", (("10_feature_visualization", {}), ("10_feature_visualization", {"network": "squeezenet1_1"}))),
+)
 
 # What chapters compute as they are executed: runs of older code are computed again. Larger runs never go stale.
 LIVE = ("smoke", "quick")
@@ -187,6 +238,7 @@ class Chapter:
     """
 
     name: ClassVar[str] = ""
+    runs_of: ClassVar[str] = ""  # the chapter whose runs it shows, if it has none of its own
     tier: str = "quick"
     device: str = "auto"
 
@@ -209,8 +261,15 @@ class Chapter:
 
     @classmethod
     def editions(cls, tier: str) -> list[Self]:
-        """The parameters at `tier` whose records are committed and shown on the page, the most urgent first."""
-        return [cls(tier=tier, device="cpu")]
+        """The parameters at `tier` whose records are committed and shown on the page, the most urgent first.
+
+        At the tier "reduced" those that `ROWS` names.
+        """
+        if tier != "reduced":
+            return [cls(tier=tier, device="cpu")]
+        named = cls.runs_of or cls.name
+        found = [given for _, row in ROWS for name, given in row if name == named]
+        return [cls(tier=tier, device="cpu", **given) for given in found]
 
     def run(self, store: Store | None = None, **how: Any) -> pd.DataFrame:
         """Compute what is missing and return one row per run (`Store.frame`).
@@ -239,8 +298,7 @@ class Chapter:
         tier = TIERS[self.tier]
         dataset = dataset or tier.dataset
         usual, factor, train = tier.small if small and tier.small else (tier.network, tier.width, tier.train)
-        if network is None and tier.published is not None and nets.PUBLISHED[tier.published].data == dataset:
-            network = tier.published if width in (None, 1) and residual and shortcut == "A" and not small else None
+        usual = tier.networks.get(self.name, usual)
         if network is not None and "/" in network:
             found = f"width is {width:g}" if width not in (None, 1) else "" if residual else "residual is False"
             found = found or ("" if shortcut == "A" else f"shortcut is {shortcut!r}")
@@ -274,9 +332,14 @@ class Chapter:
         return parent
 
     def _child(self, parent: RunSpec, **more: Any) -> RunSpec:
-        """A run on the same data that starts from `parent`."""
+        """A run on the same data that starts from `parent`; with `start` after its last epoch the control of others."""
         train = TIERS[self.tier].train if parent.published else parent.train
         return replace(parent, published=None, parent=parent, train=train, precision=TIERS[self.tier].precision, **more)
+
+    def _linearized(self, parent: RunSpec, omegas: Iterable[float], recipe: Recipe, **more: Any) -> list[RunSpec]:
+        """The control of linearizations of `parent` (`RunSpec.control`), then these, one for each strength."""
+        control = self._child(parent, recipe=recipe, start=recipe.epochs, **more)
+        return [control, *(self._child(parent, recipe=recipe, omega=omega, **more) for omega in omegas)]
 
     def _recipe(self, name: str, dataset: str, epochs: int | None = None) -> Recipe:
         """A recipe by name; mirrored digits are no digits, all other images are flipped (§4).
