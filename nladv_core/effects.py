@@ -1,29 +1,23 @@
-"""What an experiment's runs say: one number a seed, the same for a live chapter and for a verdict.
+"""What a chapter's runs say, one number a seed: what its notebook draws and tells. `outcomes` judges claims.
 
 Each function takes the records of one chapter's runs, parents included, and returns a dict from seed to its number, or
 to None where the seed's runs do not reach the place that is asked for. A seed whose runs are not all there has no
-entry. Accuracies and active shares are in percent, path lengths in units. `STATISTICS` holds the functions by the
-names that the ledger of claims uses.
+entry. Accuracies and active shares are in percent, path lengths in units.
 
-A statistic along the strength (`at`, `last_fall`, ...) takes the runs of one network on one data set; it refuses two
-runs of one seed and strength. A statistic along another axis (width, initial depth, start epoch) compares runs of one
-strength only: the strongest at which some seed has all values of that axis.
+A statistic along an axis (width, initial depth, start epoch) compares runs of one strength only: the strongest at which
+some seed has all values of that axis.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from nladv_core.errors import RecordError, SpecError
-from nladv_core.specs import MASKS, RunSpec
+from nladv_core.specs import RunSpec
 from nladv_core.store import Record
-from nladv_core.values import nearest
 
 BySeed = dict[int, float | None]
 
@@ -38,7 +32,6 @@ COLUMNS: Mapping[str, float] = {
     "test_perplexity": 1.0,  # of translations, per token
     "test_bleu": 1.0,  # of translations, 0 to 100
 }
-AXES = ("napl", "apl", "active_fraction", "omega")
 
 
 def value(record: Record, column: str) -> float:
@@ -111,30 +104,6 @@ def compared(records: Iterable[Record], axis: Callable[[RunSpec], float]) -> dic
         if whole:
             return dict(sorted(whole.items()))
     return {}
-
-
-def interpolate(axis: Sequence[float], column: Sequence[float], at: float) -> float | None:
-    """`column` where the polygon through the points, in their order, has `axis` equal to `at`.
-
-    A polygon that passes there more than once counts with the mean of its crossings; one that never does gives None:
-    nothing is extrapolated.
-    """
-    found = [y for x, y in zip(axis, column, strict=True) if x == at]
-    for i in range(len(axis) - 1):
-        low, high = axis[i], axis[i + 1]
-        if min(low, high) < at < max(low, high):
-            share = (at - low) / (high - low)
-            found.append(column[i] + share * (column[i + 1] - column[i]))
-    return float(np.mean(found)) if found else None
-
-
-def at(records: Sequence[Record], *, axis: str, at: float, column: str) -> BySeed:
-    """`column` where `axis` has the value `at`, interpolated linearly between neighbouring strengths."""
-    found: BySeed = {}
-    for seed, runs in curves(records).items():
-        points = [(value(run, axis), value(run, column)) for run in runs]
-        found[seed] = interpolate([x for x, _ in points], [y for _, y in points], at)
-    return found
 
 
 # ------------------------------------------------------------------------------------------- retrained masks (§4.1.1)
@@ -336,11 +305,6 @@ def width_fit(records: Sequence[Record]) -> BySeed:
     return {seed: None if fit is None else fit[2] for seed, fit in _inverse_shares(records, 3).items()}
 
 
-def width_slope(records: Sequence[Record]) -> BySeed:
-    """Slope of that line: by how much the inverse active share grows per unit of the width factor, from two widths."""
-    return {seed: None if fit is None else fit[0] for seed, fit in _inverse_shares(records, 2).items()}
-
-
 def widest_minus_narrowest(records: Sequence[Record], *, column: str) -> BySeed:
     """`column` of the widest network minus that of the narrowest."""
     return {
@@ -386,61 +350,7 @@ def depth_slope(records: Sequence[Record], *, column: str = "napl") -> BySeed:
     }
 
 
-# --------------------------------------------------------------------------------- strength and difficulty (§4.3.3)
-
-
-def last_fall(records: Sequence[Record], *, column: str = "napl") -> BySeed:
-    """Saturation: the share of the whole fall of `column` that lies between the second strongest and strongest penalty.
-
-    Of at least three strengths; None where it does not fall at all.
-    """
-    found: BySeed = {}
-    for seed, runs in curves(records).items():
-        if len(runs) > 2:
-            y = [value(run, column) for run in runs]
-            found[seed] = (y[-2] - y[-1]) / (y[0] - y[-1]) if y[0] > y[-1] else None
-    return found
-
-
-def straightness(records: Sequence[Record], *, axis: str = "omega", column: str = "test_accuracy") -> BySeed:
-    """R² of a straight line through `column` over `axis`, strengths as they are (not their logarithms).
-
-    Of at least three strengths; None where `axis` does not vary.
-    """
-    found: BySeed = {}
-    for seed, runs in curves(records).items():
-        if len(runs) > 2:
-            x = [value(run, axis) for run in runs]
-            found[seed] = line(x, [value(run, column) for run in runs])[2] if len(set(x)) > 1 else None
-    return found
-
-
-def at_the_strongest(records: Sequence[Record], *, column: str = "napl") -> BySeed:
-    """`column` at the strongest penalty of each seed."""
-    return {seed: value(runs[-1], column) for seed, runs in curves(records).items()}
-
-
 # --------------------------------------------------------------------------------------------- one measure and another
-
-
-def kept_depth(records: Sequence[Record], *, loss: float = 2.0, column: str = "napl") -> BySeed:
-    """`column` where accuracy is `loss` points below the parent's, as a share of the parent's `column`.
-
-    Interpolated between the parent and the strengths in their order (`interpolate`); None where accuracy never falls so
-    far. A seed whose parent is not among the records has no entry.
-    """
-    parents = {record.key: record for record in records if record.spec.omega == 0 and record.spec.masks == "none"}
-    found: BySeed = {}
-    for seed, runs in curves(records).items():
-        parent = runs[0].spec.parent
-        if parent is None or parent.key() not in parents:
-            continue
-        start = parents[parent.key()]
-        points = [start, *runs]
-        accuracies = [value(run, "test_accuracy") for run in points]
-        depth = interpolate(accuracies, [value(run, column) for run in points], accuracies[0] - loss)
-        found[seed] = None if depth is None else depth / value(start, column)
-    return found
 
 
 def rank_correlation(records: Sequence[Record], *, column: str, other: str = "napl") -> BySeed:
@@ -456,70 +366,3 @@ def rank_correlation(records: Sequence[Record], *, column: str, other: str = "na
         if len(runs) > 2:
             found[seed] = float(spearmanr(a, b).statistic) if min(len(set(a)), len(set(b))) > 1 else None
     return found
-
-
-STATISTICS: Mapping[str, Callable[..., BySeed]] = {
-    "at": at,
-    "retrained minus linearized": retrained,
-    "late minus early": late_minus_early,
-    "gained early minus gained late": gained_early,
-    "connected": connected,
-    "centre of the block": block_centre,
-    "fit of the inverse share": width_fit,
-    "slope of the inverse share": width_slope,
-    "widest minus narrowest": widest_minus_narrowest,
-    "range over depths": depth_range,
-    "slope over depths": depth_slope,
-    "last fall": last_fall,
-    "straightness": straightness,
-    "at the strongest": at_the_strongest,
-    "kept depth": kept_depth,
-    "rank correlation": rank_correlation,
-}
-
-
-@lru_cache(maxsize=4096)
-def family(spec: RunSpec) -> RunSpec:
-    """The run without what a ledger leaves free: its seed and its strength, and those of its ancestors."""
-    parent = None if spec.parent is None else family(spec.parent)
-    return replace(spec, seed=0, omega=1.0 if spec.omega > 0 else 0.0, parent=parent)
-
-
-def named(statistic: str, records: Sequence[Record], **options: Any) -> BySeed:
-    """A statistic by its name in `STATISTICS`.
-
-    Raises:
-        SpecError: an unknown name, or options that it does not take.
-    """
-    function = STATISTICS[check(statistic, options)]
-    return function(records, **options)
-
-
-def check(statistic: str, options: Mapping[str, Any]) -> str:
-    """`statistic`, if it exists and takes these options.
-
-    Raises:
-        SpecError: it does not.
-    """
-    if statistic not in STATISTICS:
-        raise SpecError(
-            f"statistic is {statistic!r}, expected one of {', '.join(STATISTICS)}{nearest(statistic, STATISTICS)}"
-        )
-    takes = {n: p for n, p in inspect.signature(STATISTICS[statistic]).parameters.items() if n != "records"}
-    needed = {name for name, parameter in takes.items() if parameter.default is inspect.Parameter.empty}
-    if not needed <= set(options) <= set(takes):
-        raise SpecError(
-            f"statistic {statistic!r}: found options {', '.join(sorted(options)) or 'none'}, but it takes "
-            f"{', '.join(takes) or 'none'}" + (f" and needs {', '.join(sorted(needed))}" if needed else "")
-        )
-    for name, known in (("axis", AXES), ("column", (*COLUMNS, "omega")), ("other", tuple(COLUMNS))):
-        if name in options and options[name] not in known:
-            raise SpecError(f"statistic {statistic!r}: {name} is {options[name]!r}, expected one of {', '.join(known)}")
-    if "masks" in options and options["masks"] not in MASKS[1:]:
-        raise SpecError(
-            f"statistic {statistic!r}: masks is {options['masks']!r}, expected one of {', '.join(MASKS[1:])}"
-        )
-    for name in ("at", "by", "loss"):
-        if name in options and (isinstance(options[name], bool) or not isinstance(options[name], (int, float))):
-            raise SpecError(f"statistic {statistic!r}: {name} is {options[name]!r}, expected a number")
-    return statistic
