@@ -134,9 +134,8 @@ def start_epoch(spec: RunSpec) -> int:
 
 
 def reached(record: Record) -> bool:
-    """Whether a run with a goal made that share of its units inactive."""
-    # The last unit may be off by a rounding error of shares that were summed in another order.
-    return record.spec.goal is not None and 1 - record.metrics["active_fraction"] >= record.spec.goal - 1e-6
+    """Whether a run with a goal came to it, in what the goal counts."""
+    return record.reached
 
 
 def _by_start(records: Sequence[Record], column: str) -> dict[int, dict[float, float | None]]:
