@@ -46,6 +46,8 @@ def milestones(tier: str) -> dict[str, list[RunSpec]]:
         for title, row in ROWS:
             chapters = [experiments.CHAPTERS[name](tier=tier, device="cpu", **given) for name, given in row]
             groups[title] = [spec for chapter in chapters for spec in chapter.specs()]
+        rest = [kind for name, kind in experiments.CHAPTERS.items() if all(name != row[0] for _, rows in ROWS for row in rows)]
+        groups |= {kind.name: [spec for edition in kind.editions(tier) for spec in edition.specs()] for kind in rest}
     else:
         rank = {name: i for i, name in enumerate(FIRST)}
         editions = {name: kind.editions(tier) for name, kind in experiments.CHAPTERS.items()}

@@ -84,7 +84,7 @@ def curves(records: Iterable[Record]) -> dict[int, list[Record]]:
 def compared(records: Iterable[Record], axis: Callable[[RunSpec], float]) -> dict[int, dict[float, Record]]:
     """Seed -> value of `axis` -> its run: only seeds that have every value that occurs, all at the same strength.
 
-    That strength is the strongest at which some seed has them all.
+    That strength is the one at which most seeds have them all, of several the strongest.
 
     Raises:
         RecordError: two runs agree in seed, strength and `axis`, so something else tells them apart.
@@ -99,30 +99,11 @@ def compared(records: Iterable[Record], axis: Callable[[RunSpec], float]) -> dic
             )
         at_once[axis(run.spec)] = run
     values = {value for seeds in found.values() for runs in seeds.values() for value in runs}
+    best: dict[int, dict[float, Record]] = {}
     for omega in sorted(found, reverse=True):
         whole = {seed: dict(sorted(runs.items())) for seed, runs in found[omega].items() if set(runs) == values}
-        if whole:
-            return dict(sorted(whole.items()))
-    return {}
-
-
-# ------------------------------------------------------------------------------------------- retrained masks (§4.1.1)
-
-
-def retrained(records: Sequence[Record], *, masks: str) -> BySeed:
-    """Accuracy of a network trained anew with masks of this kind, minus that of the network the masks come from.
-
-    The seed is that of the retraining; where it took masks from several networks, the mean over these.
-    """
-    sources = {record.key: record for record in linearized(records)}
-    found: dict[int, list[float]] = {}
-    for record in records:
-        spec = record.spec
-        if spec.masks == masks and spec.parent is not None and spec.parent.key() in sources:
-            source = sources[spec.parent.key()]
-            gap = value(record, "test_accuracy") - value(source, "test_accuracy")
-            found.setdefault(spec.seed, []).append(gap)
-    return {seed: float(np.mean(gaps)) for seed, gaps in sorted(found.items())}
+        best = whole if len(whole) > len(best) else best
+    return dict(sorted(best.items()))
 
 
 # ------------------------------------------------------------------------------------------------ start epoch (§4.1.2)
@@ -134,45 +115,8 @@ def start_epoch(spec: RunSpec) -> int:
 
 
 def reached(record: Record) -> bool:
-    """Whether a run with a goal made that share of its units inactive."""
-    # The last unit may be off by a rounding error of shares that were summed in another order.
-    return record.spec.goal is not None and 1 - record.metrics["active_fraction"] >= record.spec.goal - 1e-6
-
-
-def _by_start(records: Sequence[Record], column: str) -> dict[int, dict[float, float | None]]:
-    """Seed -> start epoch -> final `column`, None where the goal was missed: then nothing is compared at equal share.
-
-    Only seeds with all starts that occur.
-    """
-    found = compared((record for record in records if record.spec.goal is not None), start_epoch)
-    return {
-        seed: {start: value(run, column) if reached(run) else None for start, run in starts.items()}
-        for seed, starts in found.items()
-    }
-
-
-def late_minus_early(records: Sequence[Record], *, column: str = "test_accuracy") -> BySeed:
-    """Final `column` at the latest start minus that at the earliest; None where one of the two missed the goal."""
-    found: BySeed = {}
-    for seed, starts in _by_start(records, column).items():
-        if len(starts) > 1:
-            late, early = starts[max(starts)], starts[min(starts)]
-            found[seed] = None if late is None or early is None else late - early
-    return found
-
-
-def gained_early(records: Sequence[Record], *, by: int = 15, column: str = "test_accuracy") -> BySeed:
-    """Of the difference between earliest and latest start: what arises up to start `by`, minus what arises after it.
-
-    None where one of the three missed the goal; no entry where nothing starts at `by`, between the two.
-    """
-    found: BySeed = {}
-    for seed, starts in _by_start(records, column).items():
-        if by in starts and min(starts) < by < max(starts):
-            three = [starts[start] for start in (min(starts), by, max(starts))]
-            there = [accuracy for accuracy in three if accuracy is not None]
-            found[seed] = (there[1] - there[0]) - (there[2] - there[1]) if len(there) == 3 else None
-    return found
+    """Whether a run with a goal came to it, in what the goal counts."""
+    return record.reached
 
 
 # -------------------------------------------------------------------------------------------------- structure (§4.2)
@@ -238,32 +182,6 @@ def longest_run(strong: np.ndarray) -> tuple[int, int]:
     return best
 
 
-def connected(records: Sequence[Record]) -> BySeed:
-    """Of the layers whose active share is above half the largest: the share, in [0, 1], in their longest connected run.
-
-    1 is one block, 1 / (number of such layers) the finest stripes; None where no unit is active. At the strongest
-    penalty of each seed.
-    """
-    found: BySeed = {}
-    for seed, runs in curves(records).items():
-        strong = strong_layers(layer_shares(runs[-1]))
-        found[seed] = longest_run(strong)[1] / int(strong.sum()) if strong.any() else None
-    return found
-
-
-def block_centre(records: Sequence[Record]) -> BySeed:
-    """Where the middle of the longest connected run of such layers lies: 0 is the first layer, 1 the last.
-
-    None where no unit is active. At the strongest penalty of each seed.
-    """
-    found: BySeed = {}
-    for seed, runs in curves(records).items():
-        strong = strong_layers(layer_shares(runs[-1]))
-        first, length = longest_run(strong)
-        found[seed] = (first + (length - 1) / 2) / max(1, len(strong) - 1) if length else None
-    return found
-
-
 # ------------------------------------------------------------------------------------------ width and depth (§4.3.1-2)
 
 
@@ -281,37 +199,6 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
         return 0.0, float(b[0]), 1.0
     rest = ((b - slope * a - intercept) ** 2).sum()
     return float(slope), float(intercept), float(1 - rest / ((b - b.mean()) ** 2).sum())
-
-
-def _width(spec: RunSpec) -> float:
-    return spec.width
-
-
-def _inverse_shares(records: Sequence[Record], least: int) -> dict[int, tuple[float, float, float] | None]:
-    """Line through the inverse active share over width, for seeds with `least` widths; None: some share is 0."""
-    found: dict[int, tuple[float, float, float] | None] = {}
-    for seed, runs in compared(records, _width).items():
-        shares = [run.metrics["active_fraction"] for run in runs.values()]
-        if len(runs) >= least:
-            found[seed] = line(list(runs), [1 / share for share in shares]) if min(shares) > 0 else None
-    return found
-
-
-def width_fit(records: Sequence[Record]) -> BySeed:
-    """R² of a straight line through the inverse active share over the width factor, at least three widths.
-
-    None where a network has no active unit.
-    """
-    return {seed: None if fit is None else fit[2] for seed, fit in _inverse_shares(records, 3).items()}
-
-
-def widest_minus_narrowest(records: Sequence[Record], *, column: str) -> BySeed:
-    """`column` of the widest network minus that of the narrowest."""
-    return {
-        seed: value(runs[max(runs)], column) - value(runs[min(runs)], column)
-        for seed, runs in compared(records, _width).items()
-        if len(runs) > 1
-    }
 
 
 def depth_in(net: str) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from nladv_core import effects, summaries
+from nladv_core.controls import way_of
 from nladv_core.effects import BySeed
 from nladv_core.errors import RecordError
 from nladv_core.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, _new, _stamp, style
@@ -210,29 +211,14 @@ def masks_by_layer(masks: Mapping[str, Mapping[str, Tensor]], layers: Sequence[s
         return _stamp(figure, source)
 
 
-# How a network comes to masks, in words: the two steps of a chain, and at once.
-GIVEN = {"new": "new", "further": "new, trained on", "at once": "at once"}
-
-
-def _titles(way: str) -> dict[str, str]:
-    return {kind: f"{GIVEN[way]}, {word}" for kind, word in MASKS.items()}
+# How a network came to its masks (`controls.way_of`), in words.
+GIVEN = {"retrained": "new", "chain": "new, trained on", "at once": "at once"}
 
 
 def given_masks(records: Iterable[Record], kind: str, way: str) -> list[Record]:
     """The runs with masks of this kind (`MASKS`) that came to them in this way (`GIVEN`)."""
-    found = []
-    for record in records:
-        spec = record.spec
-        if spec.role == "retrained":
-            own, its = spec.masks, "new" if spec.weights is None else "at once"
-        elif spec.role == "retrained further":
-            assert spec.parent is not None
-            own, its = spec.parent.masks, "further"
-        else:
-            continue
-        if (own, its) == (kind, way):
-            found.append(record)
-    return found
+    found = [(record, way_of(record.spec)) for record in records]
+    return [record for record, taken in found if taken is not None and taken[:2] == (way, kind)]
 
 
 def retrained_accuracy(records: Sequence[Record], source: str) -> Figure:
@@ -255,7 +241,11 @@ def retrained_accuracy(records: Sequence[Record], source: str) -> Figure:
             roles = {role: [run for run in runs if run.spec.role == role] for role in ("parent", "control")}
             rows = {"all units active": roles["parent"], "trained on as it is": roles["control"]}
             rows["linearized"] = effects.linearized(runs)
-            rows |= {title: given_masks(runs, kind, way) for way in GIVEN for kind, title in _titles(way).items()}
+            rows |= {
+                f"{first}, {word}": given_masks(runs, kind, way)
+                for way, first in GIVEN.items()
+                for kind, word in MASKS.items()
+            }
             values = {row: [effects.value(run, "test_accuracy") for run in found] for row, found in rows.items()}
             values = {row: found for row, found in values.items() if found}
             kinds = [(colour, marker) for marker in ("o", "s", "^") for colour in (BLUE, ORANGE, GREEN)]

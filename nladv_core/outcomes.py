@@ -392,18 +392,26 @@ def bend(records: Sequence[Record]) -> Measured:
 # ------------------------------------------------------------------------------------------- retrained masks (§4.1.1)
 
 
-def retrained(records: Sequence[Record], *, masks: str, way: str = "chain", against: str = "linearized") -> Measured:
+def retrained(
+    records: Sequence[Record],
+    *,
+    masks: str,
+    way: str = "chain",
+    against: str = "linearized",
+    losses: tuple[float, float] = LOSS_OF_A_SOURCE,
+) -> Measured:
     """Accuracy with masks of a kind, taken in one of three ways, minus that of the linearized network they come from.
 
     The unit is the linearized network (its seed); several retrainings of one source count with their mean. Sources are
-    blocks; linearized and all kinds of masks are treatments. None where the linearized network is not 1 to 5 points
-    below its control; no entry where nothing took its masks.
+    blocks; linearized and all kinds of masks are treatments. None where the loss of the linearized network lies outside
+    `losses`; no entry where nothing took its masks.
 
     Args:
         records: with the linearized networks and their controls.
         masks: "exact", "layer" or "global".
         way: "chain", "retrained" or "at once" (`way_of`).
         against: "linearized", or another kind of masks.
+        losses: from and to how many points below its control a linearized network may be to say something.
     """
     runs = Runs(records)
     numbers: dict[Unit, dict[Any, float]] = {}
@@ -423,7 +431,7 @@ def retrained(records: Sequence[Record], *, masks: str, way: str = "chain", agai
         except SaysNothing as nothing:
             why[unit] = str(nothing)
             continue
-        low, high = LOSS_OF_A_SOURCE
+        low, high = losses
         if low <= loss <= high:
             numbers[unit] = {"linearized": value(source, "test_accuracy")} | kinds
         else:

@@ -18,6 +18,7 @@ from typing import Any
 from nladv_core import claims, experiments
 from nladv_core.errors import RecordError
 from nladv_core.recipes import RECIPES
+from nladv_core.specs import RunSpec
 
 _SIZES = ("reduced", "paper")  # tiers whose records are committed
 _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
@@ -220,11 +221,13 @@ _PEAK = 989e12
 
 def plan(results: Path) -> dict[str, str]:
     """What the tier `paper` costs, where that goes, and what synthetic records say of 100,000 runs."""
-    from nladv_core import costs
+    from nladv_core import campaign, costs
 
     known = [record for size in _SIZES for record in claims.records(results / size)]
     lengths = costs.lengths_of(known)
-    runs, left_out = costs.whole("paper"), 0
+    runs, left_out = dict[str, list[RunSpec]](), 0
+    for title, specs in costs.whole(campaign.milestones("paper")).items():
+        runs.setdefault(title.partition(",")[0], []).extend(specs)  # a chapter's editions together
     rows, total, room, under_way = [], 0.0, 0.0, 0.0
     measured: list[tuple[str, int, int, float, float]] = []
     countable = []

@@ -146,7 +146,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "quick-train": _sgd(10, (7, 9), 0.1, 64, flip=False),
         "quick-linearize": _sgd(4, (3,), 0.1, 64, flip=False),
         # Whole data sets on two cores. Half the batch of the training gives slopes the way that the paper's 60 epochs
-        # give them: the sum of lr over all steps, over 1 - momentum, is 4,340 (4,351 there), so strengths are on one scale.
+        # give them: the sum of lr over all steps, over 1 - momentum, is 4,340 (4,351 there), so strengths are on one
+        # scale.
         "reduced-train": _sgd(24, (12, 18), 0.1, 128, judged=5),
         "reduced-linearize": _sgd(15, (5, 10), 0.1, 64, judged=5),
         "reduced-features": _sgd(6, (4, 5), 0.05, 64),  # of chapter 10, on a quarter of the images

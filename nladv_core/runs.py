@@ -18,15 +18,23 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nladv_core import datasets, nets, paths, tasks, texts, training
 from nladv_core import devices as several_devices
 from nladv_core.checkpoints import Progress
 from nladv_core.devices import ALONE, Ranks
 from nladv_core.errors import NladvError, RecordError, SpecError
-from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
+from nladv_core.linearize import (
+    active_counts,
+    apply_masks_,
+    effective_width,
+    permute_masks,
+    units,
+    weighted_activity,
+)
 from nladv_core.packing import Packing
+from nladv_core.reports import unit_weights
 from nladv_core.specs import RunSpec
 from nladv_core.store import Busy, Record, RecordWarning, Store, code_version, fill, untrained, with_slopes
 from nladv_core.workers import Pool, serve
@@ -55,13 +63,14 @@ def compute(
     Args:
         on_epoch: gets the row of each finished epoch, also of those that were finished before an interruption.
         until: stop before this time (`time.time()`), between two epochs, and save.
-        tell: gets warnings in words; default: `RecordWarning`.
+        tell: gets warnings in words, among them that the run missed its goal; default: `RecordWarning`.
         ranks: the processes that compute this run together (`devices.compute` starts them); the first one stores it.
         compiled: whether to compile the training step (`training.fit`); None: on a GPU, if the run lasts.
 
     Raises:
         Paused: the time was up.
-        SpecError, DataError: what the data set or the loop refuses.
+        SpecError, DataError: what the data set or the loop refuses, and a goal that is not below what the network
+            begins with.
         RecordError: the parent is missing or damaged.
         TrainingDiverged: the loss left the finite numbers; the last checkpoint, of finite ones, is kept.
     """
@@ -78,6 +87,7 @@ def compute(
         task = tasks.of(data)
         example = nets.example(spec.net, task.shape)
         net, parent = _initial(spec, store, task)
+        price_weights, measure_weights = _budget(spec, net, example)
         under_way = _UnderWay(spec, store, net, _conditions(where, task, parent, compiled, ranks), tell, ranks)
         history = under_way.history
         if spec.published is not None:
@@ -105,6 +115,8 @@ def compute(
                 first=len(history),
                 momenta=under_way.momenta,
                 ranks=ranks,
+                price_weights=price_weights,
+                measure_weights=measure_weights,
             ):
                 history.append(row)
                 if on_epoch is not None:
@@ -128,6 +140,8 @@ def compute(
         }
         if any(isinstance(module, nn.MaxPool2d) for module in measured.modules()):  # as the paper counts on ImageNet
             metrics["napl_max_pool"] = paths.path_length(measured, example, count_max_pool=True).mean
+        if spec.measure == "relus" and measure_weights is not None:
+            metrics["relus"] = weighted_activity(net, measure_weights)
     finally:  # a checkpoint of before the loss diverged, if there is one, stays to be looked at
         torch.set_num_threads(threads)
     record = Record(
@@ -149,7 +163,53 @@ def compute(
     )
     record = store.save(record, net)
     ranks.wait()
+    if spec.goal is not None and not record.reached:
+        tell(
+            f"run {spec} missed its goal: {_asked(spec)}, and {_found(spec, metrics)}; give it a larger omega, more "
+            "epochs, or a goal nearer to that"
+        )
     return record
+
+
+def _budget(spec: RunSpec, net: nn.Module, example: Any) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+    """What the penalty charges for each unit of the network that a run begins with, and what its goal counts.
+
+    None where every slope is charged alike, and where the goal counts units or there is none.
+
+    Raises:
+        SpecError: the goal is not below what is there.
+    """
+    charged = counted = None
+    if spec.price != "units":
+        charged = unit_weights(net, example, spec.price)  # type: ignore[arg-type]  # checked by RunSpec
+        # A mean of 1 over slopes, so that omega is as strong as where every slope is charged alike.
+        slopes = sum(unit.slope.numel() for _, unit in units(net))
+        scale = slopes / math.fsum(float(weights.sum()) for weights in charged.values())
+        charged = {name: scale * weights for name, weights in charged.items()}
+    if spec.goal is not None and spec.measure != "units":
+        counted = unit_weights(net, example, spec.measure)  # type: ignore[arg-type]
+        there = {spec.measure: weighted_activity(net, counted)}
+        if not spec.goal < there[spec.measure]:
+            raise SpecError(
+                f"run {spec} has nothing to do: {_asked(spec)}, and {_found(spec, there)} at its beginning; give a "
+                "goal below that"
+            )
+    return charged, counted
+
+
+def _asked(spec: RunSpec) -> str:
+    """The goal of a run in words."""
+    if spec.measure == "units":
+        return f"its goal is a share of {spec.goal:g} of its units inactive"
+    return f"its goal is a NAPL of {spec.goal:g}" if spec.measure == "napl" else f"its goal is {spec.goal:,.0f} ReLUs"
+
+
+def _found(spec: RunSpec, metrics: Mapping[str, float]) -> str:
+    """What there is of what the goal of a run counts, in words."""
+    if spec.measure == "units":
+        return f"{1 - metrics['active_fraction']:.4g} of them are"
+    left = metrics[spec.measure]
+    return f"its NAPL is {left:.5g}" if spec.measure == "napl" else f"there are {left:,.0f}"
 
 
 def _warn(text: str) -> None:
@@ -417,7 +477,7 @@ def work(
 
 
 def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
-    """What has to be computed: wanted runs without a usable record, and what they rest on that lacks weights or masks."""
+    """What has to be computed: runs without a usable record, and what they rest on that lacks weights or masks."""
     todo: dict[str, RunSpec] = {}
     waiting: list[tuple[RunSpec, tuple[str, ...]]] = [(spec, ()) for spec in specs]
     while waiting:

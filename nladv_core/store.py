@@ -39,6 +39,7 @@ _DECIDING = (
     "linearize",
     "path_rules",
     "paths",
+    "reports",
     "nets",
     "image_files",
     "datasets",
@@ -68,8 +69,9 @@ class Record:
     Attributes:
         key, spec: which run.
         metrics: after the final epoch: test_accuracy, train_accuracy, train_loss, active_fraction, napl, apl, enw,
-            of networks with max pooling napl_max_pool, the NAPL that counts it as one more unit (§4.2), and of
-            translations test_perplexity (per token) and test_bleu (0 to 100, of greedy translations).
+            of networks with max pooling napl_max_pool, the NAPL that counts it as one more unit (§4.2), of
+            translations test_perplexity (per token) and test_bleu (0 to 100, of greedy translations), and of runs whose
+            goal counts them relus, the ReLUs that one input meets.
         history: one row per epoch, as `training.fit` yields them; `active` follows the order of `units`.
         units: name, channels and active channels of each unit group after the final epoch.
         wall_s: seconds from data to metrics, without those lost with an interruption.
@@ -101,6 +103,17 @@ class Record:
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     created: str = ""
     execution: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the run had a goal and ended at it or beyond, in what the goal counts (`RunSpec.measure`)."""
+        goal, measure = self.spec.goal, self.spec.measure
+        if goal is None:
+            return False
+        # The last unit may be off by a rounding error of shares that were summed in another order.
+        if measure == "units":
+            return 1 - self.metrics["active_fraction"] >= goal - 1e-6
+        return self.metrics[measure] <= goal * (1 + 1e-6)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, spec included in its short form."""

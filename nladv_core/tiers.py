@@ -263,13 +263,11 @@ class Chapter:
     def editions(cls, tier: str) -> list[Self]:
         """The parameters at `tier` whose records are committed and shown on the page, the most urgent first.
 
-        At the tier "reduced" those that `ROWS` names.
+        At the tier "reduced" those that `ROWS` names, if it names any.
         """
-        if tier != "reduced":
-            return [cls(tier=tier, device="cpu")]
         named = cls.runs_of or cls.name
-        found = [given for _, row in ROWS for name, given in row if name == named]
-        return [cls(tier=tier, device="cpu", **given) for given in found]
+        found = [given for _, row in ROWS for name, given in row if name == named and tier == "reduced"]
+        return [cls(tier=tier, device="cpu", **given) for given in found or [{}]]
 
     def run(self, store: Store | None = None, **how: Any) -> pd.DataFrame:
         """Compute what is missing and return one row per run (`Store.frame`).

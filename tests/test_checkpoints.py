@@ -26,7 +26,8 @@ RECIPE = Recipe(epochs=6, milestones=(4,), lr=0.05, batch=32, flip=False)
 PARENT = RunSpec(data="digits", net="resnet8", width=0.125, size=8, train=96, test=50, recipe=replace(RECIPE, epochs=5))
 LATE = replace(PARENT, parent=PARENT, recipe=RECIPE, omega=1.0, start=2)  # slopes without momentum at first
 GOAL = replace(PARENT, parent=PARENT, recipe=RECIPE, omega=2.0, goal=0.5, pull_back=True)
-SPECS = [PARENT, LATE, GOAL]
+BUDGET = replace(GOAL, goal=2.7, measure="napl", price="relus")
+SPECS = [PARENT, LATE, GOAL, BUDGET]
 SAME = ("metrics", "history", "units", "files", "data", "parent", "code")
 
 
@@ -78,7 +79,7 @@ def saving(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["plain", "late start", "goal"])
+@pytest.mark.parametrize("spec", SPECS, ids=["plain", "late start", "goal", "budget"])
 def test_a_run_interrupted_after_any_epoch_ends_the_same(
     spec: RunSpec, whole: Store, tmp_path: Path, saving: None
 ) -> None:
