@@ -55,6 +55,8 @@ VERDICTS, DIRECTIONS = tuple(WORDS["paper"]), tuple(WORDS["reduced"])
 _DIRECTION_OF = {"exceeds": "same direction", "reproduced": "same direction", "differs": "opposite"}
 _DIRECTION_OF |= {"inconclusive": "undecided", "too few seeds": "undecided", "not run": "nothing yet"}
 
+# What is written as 0.5 away must not fail, and what is 0 must not be told from 0, for the last digit of a sum.
+_ROUNDING = 1e-9
 _APART = ("path lengths", "sharpness")  # statistics that need no runs
 _CRITERIA = ("value", "at_least", "at_most", "direction", "within")
 _DEPTHS = (20, 32, 44, 56)
@@ -428,7 +430,7 @@ def weigh(part: Part, estimate: Estimate) -> tuple[str, str]:
     note = f"{estimate.mean:.3g} ({level:.0%} interval {low:.3g} to {high:.3g})".replace("%", " %")
     if part.value is not None and part.tolerance is not None:
         note = f"{estimate.mean:.2f} (95 % interval {low:.2f} to {high:.2f})"
-        tolerance = part.tolerance + 1e-9  # what is written as 0.5 away must not fail for a rounding error
+        tolerance = part.tolerance + _ROUNDING
         if low > part.value + tolerance:
             return "exceeds", note
         if high < part.value - tolerance:
@@ -437,7 +439,7 @@ def weigh(part: Part, estimate: Estimate) -> tuple[str, str]:
         near = abs(estimate.mean - part.value) <= tolerance
         return ("reproduced" if near and twice else "inconclusive"), note
     if part.direction is not None:
-        if low > 0 or high < 0:
+        if low > _ROUNDING or high < -_ROUNDING:
             side = "higher" if low > 0 else "lower"
             return ("reproduced" if part.direction in (side, "any") else "differs"), note
         return "inconclusive", note

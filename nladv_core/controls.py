@@ -195,21 +195,24 @@ def blocks_of(
 
 @dataclass(frozen=True)
 class Curve:
-    """A column over the NAPL, monotone, from the control down to the last network that has an active unit.
+    """A column over the NAPL, from the control down to the last network that has an active unit.
 
-    Points of equal NAPL count with their mean; what falls where it should rise is pooled (isotonic regression); between
-    neighbours the column is interpolated over log NAPL by monotone cubics (PCHIP). Nothing is extrapolated.
+    Points of equal NAPL count with their mean. Of a monotone curve, what falls where it should rise is pooled (isotonic
+    regression), and between neighbours the column is interpolated over log NAPL by monotone cubics (PCHIP); of another
+    one by straight lines over log NAPL. Nothing is extrapolated.
 
     Attributes:
         napl: increasing, above 0.
-        column: rising with it.
+        column: rising with it, if monotone.
+        monotone: whether it is to rise.
     """
 
     napl: np.ndarray
     column: np.ndarray
+    monotone: bool = True
 
     @classmethod
-    def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
+    def through(cls, points: Iterable[tuple[float, float]], *, monotone: bool = True) -> Curve:
         """Through (NAPL, value) pairs; those with a NAPL of 0 have no logarithm and are left out."""
         from scipy.optimize import isotonic_regression
 
@@ -219,9 +222,9 @@ class Curve:
                 by_napl.setdefault(napl, []).append(y)
         places = sorted(by_napl)
         fitted = np.array([np.mean(by_napl[place]) for place in places], dtype=float)
-        if len(places) > 1:
+        if monotone and len(places) > 1:
             fitted = isotonic_regression(fitted, weights=[float(len(by_napl[place])) for place in places]).x
-        return cls(np.array(places, dtype=float), fitted)
+        return cls(np.array(places, dtype=float), fitted, monotone)
 
     def _between(self, i: int, factor: float) -> Any:
         from scipy.interpolate import PchipInterpolator
@@ -231,6 +234,8 @@ class Curve:
             raise SaysNothing(
                 f"the neighbouring networks have NAPL {low:.3g} and {high:.3g}, more than a factor of {factor:g} apart"
             )
+        if not self.monotone:
+            return lambda x: np.interp(x, np.log(self.napl), self.column)
         return PchipInterpolator(np.log(self.napl), self.column)
 
     def at(self, napl: float) -> float:

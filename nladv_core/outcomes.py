@@ -76,17 +76,17 @@ def _curve(runs: Runs, own: Sequence[Record], column: str, axis: str = "napl") -
     return Curve.through((value(one, axis), value(one, column)) for one in (runs.control(own[0]), *own))
 
 
+def _ended_at(own: Sequence[Record], napl: float) -> Record | None:
+    """The goal run that ended at a NAPL or at most 2 % below it."""
+    ended = [one for one in own if one.spec.measure == "napl" and one.spec.goal is not None]
+    ended = [one for one in ended if (1 - JUST_BELOW) * napl <= value(one, "napl") <= napl]
+    return max(ended, key=lambda one: value(one, "napl"), default=None)
+
+
 def _at(runs: Runs, own: Sequence[Record], napl: float, column: str) -> float:
-    """`column` at a NAPL: that of a goal run that ended just below it, else interpolated."""
-    ended = [
-        one
-        for one in own
-        if one.spec.measure == "napl" and one.spec.goal is not None and (1 - JUST_BELOW) * napl <= value(one, "napl")
-    ]
-    ended = [one for one in ended if value(one, "napl") <= napl]
-    if ended:
-        return value(max(ended, key=lambda one: value(one, "napl")), column)
-    return _curve(runs, own, column).at(napl)
+    """`column` at a NAPL: that of a goal run that ended there, else interpolated."""
+    ended = _ended_at(own, napl)
+    return value(ended, column) if ended is not None else _curve(runs, own, column).at(napl)
 
 
 def at_napl(records: Sequence[Record], *, at: float, column: str = "test_accuracy") -> Measured:
@@ -130,14 +130,23 @@ def share_above_napl(records: Sequence[Record], *, at: float) -> Measured:
     """Active share minus NAPL / N0 at a NAPL, in percent points.
 
     Units drawn at random give 0 in every architecture, for the NAPL is linear in the masks: what an architecture does
-    by arithmetic is taken off.
+    by arithmetic is taken off. It is taken off before anything is interpolated, linearly over log NAPL, between
+    networks no more than a factor of two apart.
 
     Raises:
         RecordError: a unit has runs of several networks.
     """
 
     def number(runs: Runs, own: list[Record]) -> float:
-        return _at(runs, own, at, "active_fraction") - 100 * at / value(runs.control(own[0]), "napl")
+        start = runs.control(own[0])
+
+        def excess(one: Record) -> float:
+            return value(one, "active_fraction") - 100 * value(one, "napl") / value(start, "napl")
+
+        if ended := _ended_at(own, at):
+            return excess(ended)
+        one_network(own)
+        return Curve.through([(value(one, "napl"), excess(one)) for one in (start, *own)], monotone=False).at(at)
 
     return each(records, number)
 

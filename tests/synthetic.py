@@ -141,7 +141,9 @@ class World:
         return found + self.steep * _halvings(1.5, napl) + (2.0 if spec.recipe.epochs == 30 else 0.0)
 
     def _trained(self, spec: RunSpec, base: float) -> float:
-        """Accuracy by epochs of training: at a plateau after 20."""
+        """Accuracy by epochs of training: at a plateau after 20, as published networks are."""
+        if spec.origin is not None:
+            return base
         epochs = spec.recipe.epochs + (spec.parent.recipe.epochs if spec.parent is not None else 0)
         return base * (1 - 0.4 * math.exp(-epochs / 4))
 
