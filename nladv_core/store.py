@@ -363,9 +363,8 @@ class Store:
         """
         import pandas as pd
 
-        copied = (
-            "data difficulty net width residual shortcut seed granularity omega goal start masks precision linearized role"
-        )
+        copied = "data difficulty net width residual shortcut seed granularity omega goal start masks precision linearized "
+            "role"
         rows = []
         for record in self.records(runs):
             spec = record.spec

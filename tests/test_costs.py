@@ -46,7 +46,9 @@ def test_every_run_of_a_tier_is_counted_once_with_its_parents() -> None:
         expected.add(spec)
         waiting += [source for source in (spec.parent, spec.weights) if source is not None]
     assert len(found) == len(set(found)) and set(found) == expected
-    assert list(whole)[0] == campaign.FIRST[0] and {title.partition(",")[0] for title in whole} <= set(experiments.CHAPTERS)
+    assert list(whole)[0] == campaign.FIRST[0] and {title.partition(",")[0] for title in whole} <= set(
+        experiments.CHAPTERS
+    )
 
 
 def test_the_longest_chain_counts_a_run_and_all_that_it_waits_for() -> None:
