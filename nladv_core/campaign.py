@@ -38,8 +38,8 @@ def milestones(tier: str) -> dict[str, list[RunSpec]]:
     """The experiments of a tier, the most urgent first: title -> its runs, each run where it is wanted first.
 
     At the tier "reduced" its pilot, then those of `tiers.ROWS`; else every chapter's first edition
-    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so that there is soon a whole curve of one
-    seed rather than one strength of all.
+    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so that
+    there is soon a whole curve of one seed rather than one strength of all.
 
     Raises:
         SpecError: an unknown tier.
