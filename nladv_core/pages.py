@@ -439,8 +439,13 @@ def markdown(docstring: str | None) -> str:
 
 
 def _sections(lines: Sequence[str]) -> Iterator[str]:
-    """Lines with every "Args:" and the like as a bold word and the entries below it as a list."""
+    """Lines with every "Args:" and the like as a bold word and the entries below it as a list, an example as code."""
     inside = False
+    if "Example:" in lines:  # it comes last
+        at = lines.index("Example:")
+        example = [line[4:] for line in lines[at + 1 :]]
+        yield from (*_sections(lines[:at]), "**Example**", "", "```pycon", *example, "```")
+        return
     for line in lines:
         indent = len(line) - len(line.lstrip())
         if indent == 0 and line.rstrip(":") in _SECTIONS and line.endswith(":"):
