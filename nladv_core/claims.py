@@ -404,12 +404,17 @@ def _side(part: Part, found: Sequence[Record], tier: str, differing: Mapping[str
     family = {run.key() for spec in specs for run in (*spec.lineage, *_controls(spec))}
     own = {record.key: record for record in found if record.key in family}
     axis = {record.spec.origin or record.spec.net for record in own.values() if statistic.napl and _v1(record.spec)}
+
+    def repetition(spec: RunSpec) -> tuple[int, str]:
+        return controls.unit_of(spec), controls.architecture(spec) if statistic.by_architecture else ""
+
     wanted: dict[tuple[int, str], set[str]] = {}
     for spec in specs:
         if outcomes.needed(part.statistic, options, spec) and not (statistic.napl and _v1(spec)):
-            group = controls.unit_of(spec), controls.architecture(spec) if statistic.by_architecture else ""
-            wanted.setdefault(group, set()).update(run.key() for run in (spec, *_controls(spec)))
-    complete = [own[key] for keys in wanted.values() if keys <= set(own) for key in keys]
+            wanted.setdefault(repetition(spec), set()).update(run.key() for run in (spec, *_controls(spec)))
+    whole = {which for which, keys in wanted.items() if keys <= set(own)}
+    # What else has been run of a complete repetition comes along: further kinds of masks help with the residuals.
+    complete = [record for record in own.values() if repetition(record.spec) in whole]
     every = set().union(*wanted.values())
     measured = statistic.measure(complete, **options)
     return _Side(measured, complete, list(own.values()), len(every & set(own)), len(every), axis)

@@ -668,7 +668,7 @@ def prediction(records: Sequence[Record], *, measure: str, against: str = "napl"
     told = ""
     if len(errors) < ARCHITECTURES:
         told = f"{len(errors)} architectures can be compared, expected at least {ARCHITECTURES}"
-    elif np.mean([row[1] for row in errors.values()]) > SKILL * np.mean([row[2] for row in errors.values()]):
+    elif not sum(row[1] for row in errors.values()) < SKILL * sum(row[2] for row in errors.values()):
         told = f"{against} predicts the loss hardly better than the strength does"
     names_of_all = sorted({architecture(one.spec) for one in every})
     numbers: dict[Unit, float | None] = dict.fromkeys(names_of_all)

@@ -42,6 +42,10 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
     made = {
         "scoreboard": scoreboard(judged),
         "verdicts": verdicts(judged),
+        "directions": directions(judged),
+        "chance": chance(judged),
+        "words_paper": words("paper"),
+        "words_reduced": words("reduced"),
         "ledger": ledger(judged),
         "recipes": recipes(),
         "strengths": strengths(),
@@ -60,38 +64,84 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
 
 
 def scoreboard(judged: Sequence[claims.Judgement]) -> str:
-    """One row a claim: what it says, the verdict, the first line of evidence at reduced size and how many follow it."""
+    """One row a claim: what it says, the verdict at the paper's size, the direction at reduced size, and what ran."""
     rows = []
     for one in judged:
         where = f" {{doc}}`{one.claim.chapter}`" if one.claim.chapter else ""
-        first, *more = one.evidence or ("–",)
-        evidence = first + (f"; and {len(more)} more" if more else "")
         name = f"[{one.claim.id}](#claim-{one.claim.id.lower()})"
-        rows.append([name, f"{one.claim.title} ({one.claim.section}){where}", f"**{one.verdict}**", evidence])
-    return table(["", "claim", "verdict", "evidence at reduced size"], rows)
+        reduced = one.reduced[one.claim.primary]
+        told = "not asked" if reduced is None else reduced.word
+        if reduced is not None and (reduced.n or reduced.ran):
+            told += f": {'; '.join(filter(None, (_numbers(reduced), reduced.ran)))}"
+        rows.append([name, f"{one.claim.title} ({one.claim.section}){where}", f"**{one.verdict}**", told])
+    return table(["", "claim", "verdict", "at reduced size"], rows)
 
 
 def verdicts(judged: Sequence[claims.Judgement]) -> str:
     """How many claims have which verdict, in a phrase."""
-    found = [one.verdict for one in judged]
-    counts = [(found.count(verdict), verdict) for verdict in reversed(claims.VERDICTS)]
-    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+    return _counted([one.verdict for one in judged], claims.VERDICTS)
+
+
+def directions(judged: Sequence[claims.Judgement]) -> str:
+    """How many claims have which direction at reduced size, in a phrase; those that are not asked there left out."""
+    found = [one.direction for one in judged if one.direction is not None]
+    return _counted(found, claims.DIRECTIONS)
+
+
+def _counted(found: Sequence[str], words: Sequence[str]) -> str:
+    return ", ".join(f"{found.count(word)} {word}" for word in words if word in found)
+
+
+def chance(judged: Sequence[claims.Judgement]) -> str:
+    """What chance alone would have said of the primary parts at reduced size, in a sentence."""
+    count, held, expected, least = claims.chance(judged)
+    if not count:
+        return "No primary part has enough repetitions at reduced size yet."
+    return (
+        f"Primary parts with enough repetitions at reduced size: {count}, of which {held} came out as the paper says. "
+        f"Were nothing of it true, chance alone would give {expected:.2g} of them (2.5 % each), and at least one with "
+        f"probability {least:.2g}; nothing is corrected for that."
+    )
+
+
+def words(tier: str) -> str:
+    """The words that a part can come to at one size, each with its meaning, as a list of definitions."""
+    return "\n\n".join(f"{word}\n: {meaning}" for word, meaning in claims.WORDS[tier].items())
 
 
 def ledger(judged: Sequence[claims.Judgement]) -> str:
-    """Every claim with the paper's numbers, its rule, and what came out part by part."""
+    """Every claim with the paper's numbers, the rule of its primary part and what came out; the others folded."""
     blocks = []
     for one in judged:
-        claim = one.claim
+        claim, at = one.claim, one.claim.primary
         lines = [f"(claim-{claim.id.lower()})=", f"## {claim.id}: {claim.title}", "", claim.claim, ""]
         lines += [f"* **Paper** ({claim.section}): {claim.paper}.", f"* **Rule**: {claim.rule}"]
-        parts = zip(claim.parts, one.outcomes, strict=True)
-        lines += [f"* **{part.name}**: *{outcome.verdict}* ({outcome.note})" for part, outcome in parts]
-        lines += [f"* **At reduced size**: {line}" for line in one.evidence]
+        lines.append(f"* **At the paper's size**: {_told(one.paper[at])}")
+        reduced = one.reduced[at]
+        lines.append(f"* **At reduced size**: {'not asked' if reduced is None else _told(reduced)}")
         if claim.chapter:
             lines.append(f"* **Chapter**: {{doc}}`{claim.chapter}`")
+        rest = [i for i in range(len(claim.parts)) if i != at]
+        if rest:
+            rows = [
+                [claim.parts[i].name, claim.parts[i].rule, *(_told(found) for found in (one.paper[i], one.reduced[i]))]
+                for i in rest
+            ]
+            lines += ["", f":::{{dropdown}} Secondary parts ({len(rest)}), which turn no verdict"]
+            lines += [table(["part", "rule", "at the paper's size", "at reduced size"], rows), ":::"]
         blocks.append("\n".join([*lines, "", f"Verdict: **{one.verdict}**"]))
     return "\n\n".join(blocks)
+
+
+def _told(found: claims.Outcome | None) -> str:
+    """One outcome: its word, the numbers, how many repetitions, and what ran."""
+    if found is None:
+        return "not asked"
+    return f"*{found.word}* ({'; '.join(filter(None, (_numbers(found), found.ran)))})"
+
+
+def _numbers(found: claims.Outcome) -> str:
+    return found.note + (f"; n = {found.n}" if found.n else "")
 
 
 # ----------------------------------------------------------------------------------------------- recipes and numbers
