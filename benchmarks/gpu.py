@@ -12,8 +12,8 @@ begins. What is left of the time belongs to the last step:
 * *campaign*: `nladv campaign`, as many runs at once as the device bears, the worthiest first.
 
 `--out` (default: build/gpu) holds each step's log, `report.json`, and what the campaign finished or began, as
-`runs-N.tar` of at most 15 MB each, to be unpacked into the folder of runs (`NLADV_STORE`) elsewhere. Nothing is installed;
-a package that a step needs and that is not there is named in its log.
+`runs-N.tar` of at most 15 MB each, to be unpacked into the folder of runs (`NLADV_STORE`) elsewhere. Nothing is
+installed; a package that a step needs and that is not there is named in its log.
 """
 
 import argparse
@@ -121,18 +121,21 @@ def packed(store: Path, out: Path) -> Iterator[str]:
     """Write what is finished or under way in `store` to archives in `out`; their names."""
     for old in out.glob("runs-*.tar"):
         old.unlink()
-    number, size, archive = 0, 0, None
-    for path in sorted(path for path in store.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors")):
-        if archive is None or size + path.stat().st_size > MOST:
-            if archive is not None:
-                archive.close()
-            number, size = number + 1, 0
-            archive = tarfile.open(out / f"runs-{number}.tar", "w")
-            yield f"runs-{number}.tar"
-        archive.add(path, path.relative_to(store))
+    parts: list[list[Path]] = []
+    size = MOST
+    for path in sorted(
+        path for path in store.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors")
+    ):
         size += path.stat().st_size
-    if archive is not None:
-        archive.close()
+        if size > MOST:
+            parts.append([])
+            size = path.stat().st_size
+        parts[-1].append(path)
+    for number, paths in enumerate(parts, 1):
+        with tarfile.open(out / f"runs-{number}.tar", "w") as archive:
+            for path in paths:
+                archive.add(path, path.relative_to(store))
+        yield f"runs-{number}.tar"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nladv_core import costs, datasets, experiments, nets, runs, texts, training
+from nladv_core import costs, datasets, experiments, nets, pilot, runs, texts, training
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.packing import Packing
 from nladv_core.recipes import RECIPES
@@ -31,22 +31,30 @@ FIRST = (
 )
 
 
+PILOT = "the pilot"  # of the tier "reduced", an experiment of no chapter
+
+
 def milestones(tier: str) -> dict[str, list[RunSpec]]:
     """The experiments of a tier, the most urgent first: title -> its runs, each run where it is wanted first.
 
-    At the tier "reduced" those of `tiers.ROWS`; else every chapter's first edition (`Chapter.editions`) before any second
-    one, chapters in the order `FIRST`. Within an experiment seed by seed, so that there is soon a whole curve of one
-    seed rather than one strength of all.
+    At the tier "reduced" its pilot, then those of `tiers.ROWS`; else every chapter's first edition
+    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so that
+    there is soon a whole curve of one seed rather than one strength of all.
 
     Raises:
         SpecError: an unknown tier.
     """
     groups: dict[str, list[RunSpec]] = {}
     if tier == "reduced":
+        groups[PILOT] = pilot.specs()
         for title, row in ROWS:
             chapters = [experiments.CHAPTERS[name](tier=tier, device="cpu", **given) for name, given in row]
             groups[title] = [spec for chapter in chapters for spec in chapter.specs()]
-        rest = [kind for name, kind in experiments.CHAPTERS.items() if all(name != row[0] for _, rows in ROWS for row in rows)]
+        rest = [
+            kind
+            for name, kind in experiments.CHAPTERS.items()
+            if all(name != row[0] for _, rows in ROWS for row in rows)
+        ]
         groups |= {kind.name: [spec for edition in kind.editions(tier) for spec in edition.specs()] for kind in rest}
     else:
         rank = {name: i for i, name in enumerate(FIRST)}
@@ -210,7 +218,9 @@ class Pace:
         self.rate = sum(rates) / count
         told = f"measured: {sum(rates):,.0f} images a second of ResNet-20 in bfloat16, {count} at once"
         if self.where.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            told += "; this processor has no bfloat16 arithmetic (AVX-512 BF16 or AMX), which makes it many times slower"
+            told += (
+                "; this processor has no bfloat16 arithmetic (AVX-512 BF16 or AMX), which makes it many times slower"
+            )
         return told
 
     def seconds(self, spec: RunSpec) -> float:

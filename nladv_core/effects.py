@@ -50,11 +50,6 @@ def value(record: Record, column: str) -> float:
     return COLUMNS[column] * record.metrics[column]
 
 
-def answered(found: BySeed) -> dict[int, float]:
-    """The seeds that have a number."""
-    return {seed: number for seed, number in found.items() if number is not None}
-
-
 def linearized(records: Iterable[Record]) -> list[Record]:
     """The runs with a penalty."""
     return [record for record in records if record.spec.omega > 0]
@@ -65,19 +60,6 @@ def by_seed(records: Iterable[Record]) -> dict[int, list[Record]]:
     found: dict[int, list[Record]] = {}
     for record in sorted(records, key=lambda one: one.spec.omega):
         found.setdefault(record.spec.seed, []).append(record)
-    return found
-
-
-def curves(records: Iterable[Record]) -> dict[int, list[Record]]:
-    """Seed -> its linearized runs in the order of their strength, one run for each.
-
-    Raises:
-        RecordError: a seed has two runs of one strength, so these are several networks or data sets.
-    """
-    found = by_seed(linearized(records))
-    for seed, runs in found.items():
-        if len({run.spec.omega for run in runs}) < len(runs):
-            raise RecordError(f"seed {seed} has two runs of one strength; pass only the runs of one network")
     return found
 
 

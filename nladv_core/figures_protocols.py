@@ -321,8 +321,8 @@ def early_and_late(
                     controls.setdefault(start, []).append(panels[0][1](control))
             if controls and not reference:
                 mean_of = [float(np.mean(controls[start])) for start in sorted(controls)]
-                named = f"{label}, ReLUs kept"
-                top.plot(sorted(controls), mean_of, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.2, label=named)
+                kept = f"{label}, ReLUs kept"
+                top.plot(sorted(controls), mean_of, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.2, label=kept)
                 controlled += 1
         missed = [run for runs in drawn.values() for run in runs if not reached(run)]
         for axis, which in panels if missed else ():

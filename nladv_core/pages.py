@@ -50,6 +50,7 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
         "recipes": recipes(),
         "strengths": strengths(),
         "compute": compute(results),
+        "pilot": pilot(results),
         "reliability": reliability(results),
         "api": api(),
     }
@@ -174,13 +175,43 @@ def strengths() -> str:
         train, test = ("all" if count is None else f"{count:,}" for count in (tier.train, tier.test))
         images = "all" if train == test == "all" else f"{train} and {test}"
         omegas, layers = (", ".join(f"{omega:g}" for omega in found) for found in (tier.omegas, tier.layer_omegas))
-        network = f"{tier.published}, as published" if tier.published else _sized(tier.network, tier.width)
+        network = _sized(tier.network, tier.width)
         if tier.small is not None:
             small, width, count = tier.small
             network += f"; {_sized(small, width)} on {count:,} images"
+        network += "".join(f"; {one} in {chapter.partition('_')[0]}" for chapter, one in tier.networks.items())
         rows.append([f"`{name}`", tier.dataset, images, network, omegas, layers, str(len(tier.seeds))])
     head = ["tier", "data", "images (train and test)", "network", "ω, channels", "ω, layers", "seeds"]
     return table(head, rows)
+
+
+def pilot(results: Path) -> str:
+    """What the pilot of the tier `reduced` says, with its figure, or that it has not been run."""
+    from nladv_core import figures
+    from nladv_core import pilot as its
+
+    known = claims.records(results / "pilot")
+    judged = its.judge(known)
+    if judged is None:
+        there = {record.key for record in known}
+        count = sum(spec.key() in there for spec in its.specs())
+        told = f"*Nothing yet*: {count} of the pilot's {len(its.specs())} runs are there."
+        return f"{told} Until all are, half the batch is taken."
+    rows = []
+    for name, by_napl in judged.accuracy.items():
+        cells = ["not reached" if y is None else f"{y:.1f} %" for y in by_napl.values()]
+        rows.append([name, *cells])
+    told = table(["way", *(f"accuracy at NAPL {napl:g}" for napl in its.NAPLS)], rows)
+    taken = judged.chosen or f"{its.FIRST}, as one of the ways has no number"
+    told += f"\n\nTaken: {taken}. The rule: the highest mean, "
+    told += (
+        f"but half the batch if it is within {its.CLEARLY:g} points of that. Its control ended {judged.gained:+.1f} "
+    )
+    told += f"points against the network before linearization, which counts as trained up to {its.PLATEAU:g}."
+    first = next(record for record in known if record.key == its.parent().key())
+    source = f"reduced, pilot · {first.spec.net} on {first.spec.data} · 1 seed · {len(its.specs())} runs"
+    alt = "Accuracy on held-out images over NAPL for three ways of linearizing in fewer steps, with their controls"
+    return f"{told}\n\n![{alt}]({figures.inline(its.figure(known, source))})"
 
 
 def _sized(network: str, width: float) -> str:
@@ -458,8 +489,13 @@ def markdown(docstring: str | None) -> str:
 
 
 def _sections(lines: Sequence[str]) -> Iterator[str]:
-    """Lines with every "Args:" and the like as a bold word and the entries below it as a list."""
+    """Lines with every "Args:" and the like as a bold word and the entries below it as a list, an example as code."""
     inside = False
+    if "Example:" in lines:  # it comes last
+        at = lines.index("Example:")
+        example = [line[4:] for line in lines[at + 1 :]]
+        yield from (*_sections(lines[:at]), "**Example**", "", "```pycon", *example, "```")
+        return
     for line in lines:
         indent = len(line) - len(line.lstrip())
         if indent == 0 and line.rstrip(":") in _SECTIONS and line.endswith(":"):

@@ -98,9 +98,24 @@ class Recipe:
         return (epoch + 1) % self.judged == 0 or epoch >= self.epochs - _JUDGED_AT_THE_END
 
     def shortened(self, epochs: int) -> Recipe:
-        """The same recipe over `epochs` epochs, its milestones moved in proportion (those that coincide are merged)."""
-        moved = {round(m * epochs / self.epochs) for m in self.milestones}
-        return replace(self, epochs=epochs, milestones=tuple(sorted(m for m in moved if 0 < m < epochs)))
+        """The same recipe over `epochs` epochs, its milestones moved in proportion and, where they coincide, apart.
+
+        All of them stay: without its last fall a learning rate ends ten times too high.
+
+        Raises:
+            SpecError: fewer epochs than there are learning rates.
+        """
+        count = len(self.milestones)
+        if 0 < epochs <= count:
+            raise SpecError(
+                f"recipe: epochs is {epochs}, expected at least {count + 1}: this recipe has {count + 1} learning "
+                "rates, and each needs an epoch"
+            )
+        moved: list[int] = []
+        for milestone in self.milestones:
+            moved.append(max(round(milestone * epochs / self.epochs), 1 + (moved[-1] if moved else 0)))
+        moved = [min(milestone, epochs - count + i) for i, milestone in enumerate(moved)]
+        return replace(self, epochs=epochs, milestones=tuple(moved))
 
     def until(self, epoch: int) -> Recipe:
         """The first `epoch` epochs of it (at least 1), at the same rates."""

@@ -229,6 +229,7 @@ def worth_compiling(spec: RunSpec, where: torch.device) -> bool:
     """Whether a run's step is compiled if nobody says otherwise."""
     return seconds(spec) > _WORTH_COMPILING.get((where.type, spec.precision), math.inf)
 
+
 # A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
 SAVE_EVERY_S = 5.0
 

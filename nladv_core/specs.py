@@ -299,7 +299,7 @@ class RunSpec:
                     f"run: {name} is {getattr(self, name)!r} but its parent's is {getattr(parent, name)!r}; "
                     "they must agree"
                 )
-        if parent.published is None and self.held_out != parent.held_out:
+        if self.held_out != parent.held_out:  # what others trained was trained on all images
             raise SpecError(
                 f"run: held_out is {self.held_out} but its parent's is {parent.held_out}; they must agree, or one is "
                 "judged on images that the other was trained on"

@@ -363,14 +363,12 @@ class Store:
         """
         import pandas as pd
 
-        copied = (
-            "data difficulty net width residual shortcut seed granularity omega goal start masks precision linearized role"
-        )
+        copied = "data difficulty net width residual shortcut seed granularity omega goal start masks precision role"
         rows = []
         for record in self.records(runs):
             spec = record.spec
             row: dict[str, Any] = {"key": record.key, "parent": spec.parent.key() if spec.parent else None}
-            row |= {name: getattr(spec, name) for name in copied.split()}
+            row |= {name: getattr(spec, name) for name in copied.split()} | {"linearized": spec.linearized}
             row |= {"epochs": spec.recipe.epochs} | record.metrics
             row |= {"wall_s": record.wall_s, "device": record.device, "torch": record.torch, "created": record.created}
             rows.append(row | {"code": record.code.get("source"), "data_checksum": record.data.get("checksum")})

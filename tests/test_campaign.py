@@ -69,7 +69,9 @@ def test_first_editions_first_chapters_of_the_claims_first_and_one_seed_after_th
         ]
     expected: list[RunSpec] = []
     for runs_of in groups:
-        seeds = {spec: spec.parent.parent.seed if spec.masks != "none" and spec.parent else spec.seed for spec in runs_of}
+        seeds = {
+            spec: spec.parent.parent.seed if spec.masks != "none" and spec.parent else spec.seed for spec in runs_of
+        }
         for spec in runs_of:
             if spec.role == "retrained further":
                 seeds[spec] = seeds[spec.parent]

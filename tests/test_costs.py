@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nladv_core import campaign, claims, costs, experiments
+from nladv_core import campaign, claims, costs, experiments, tiers
 from nladv_core.recipes import Recipe
 from nladv_core.specs import RunSpec
 
@@ -46,7 +46,41 @@ def test_every_run_of_a_tier_is_counted_once_with_its_parents() -> None:
         expected.add(spec)
         waiting += [source for source in (spec.parent, spec.weights) if source is not None]
     assert len(found) == len(set(found)) and set(found) == expected
-    assert list(whole)[0] == campaign.FIRST[0] and {title.partition(",")[0] for title in whole} <= set(experiments.CHAPTERS)
+    assert list(whole)[0] == campaign.FIRST[0]
+    assert {title.partition(",")[0] for title in whole} <= set(experiments.CHAPTERS)
+
+
+def test_what_rests_on_two_runs_is_counted_with_both_and_after_both() -> None:
+    source = replace(SPEC, parent=SPEC, omega=0.1)
+    given = replace(source, omega=0.0, masks="exact", parent=source, weights=replace(SPEC, seed=1))
+    assert costs.whole({"one": [given], "two": [source, SPEC], "three": [replace(SPEC, seed=2)]}) == {
+        "one": [SPEC, source, replace(SPEC, seed=1), given],  # and nothing is left of the second
+        "three": [replace(SPEC, seed=2)],
+    }
+    one = costs.cost(SPEC).operations
+    assert costs.longest_chain([given], {}) == pytest.approx(3 * one)
+    long = replace(SPEC, recipe=replace(SPEC.recipe, epochs=30))
+    assert costs.longest_chain([replace(given, weights=long)], {}) == pytest.approx(11 * one)
+
+
+def test_at_reduced_size_runs_are_counted_under_their_experiments() -> None:
+    whole = costs.whole(campaign.milestones("reduced"))
+    titles = [campaign.PILOT, *(title for title, _ in tiers.ROWS)]
+    told = [title for title in titles if title in whole]  # what is left for others: chapters without an experiment
+    assert list(whole)[: len(told)] == told and set(list(whole)[len(told) :]) <= set(experiments.CHAPTERS)
+    found = [spec for specs in whole.values() for spec in specs]
+    assert len(found) == len(set(found)) and {spec for one in found for spec in one.lineage} == set(found)
+    place = {spec: number for number, spec in enumerate(found)}
+    assert all(place[source] < place[spec] for spec in found for source in spec.sources)
+
+
+@pytest.mark.parametrize(
+    ("net", "depth", "data", "classes"), [("resnet20", 20, "cifar10", 10), ("resnet8", 8, "cifar100", 100)]
+)
+def test_operations_of_one_image(net: str, depth: int, data: str, classes: int) -> None:
+    spec = replace(SPEC, net=net, data=data)
+    assert costs.operations(spec) == pytest.approx(6 * convolutions(depth, classes))
+    assert costs.cost(spec).operations == pytest.approx(costs.operations(spec) * 1000 * 3)
 
 
 def test_the_longest_chain_counts_a_run_and_all_that_it_waits_for() -> None:

@@ -48,7 +48,7 @@ def test_training_there_is_training_here(data: datasets.ImageData, how: dict[str
     assert rows[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=2e-3)
     assert rows[-1]["active_fraction"] == pytest.approx(expected[-1]["active_fraction"], abs=0.1)
     slopes = torch.cat([unit.slope.detach().flatten() for _, unit in nl.units(there)])
-    assert 0 <= float(slopes.min()) and float(slopes.max()) <= 1
+    assert float(slopes.min()) >= 0 and float(slopes.max()) <= 1
     if "goal" in how:
         assert rows[-1]["active_fraction"] == pytest.approx(0.5, abs=1 / sum(u.channels for _, u in nl.units(there)))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nladv_core import effects, runs, tiers
+from nladv_core import effects, experiments, runs, tiers
 from nladv_core.errors import SpecError
 from nladv_core.experiments import CHAPTERS, LIVE, TIERS, AccuracyAndDepth, Linearization, PathLength, chapter
 from nladv_core.recipes import RECIPES, UNTRAINED
@@ -41,7 +41,8 @@ def test_the_quick_grid_is_as_large_as_promised() -> None:
     children = [spec for spec in specs if spec.parent]
     assert {spec.parent for spec in children} == set(found.parents()) <= set(specs)
     for granularity in ("channel", "layer"):
-        grid = {(spec.omega, spec.seed) for spec in children if spec.granularity == granularity}
+        linearized = [spec for spec in children if spec.role == "linearized"]
+        grid = {(spec.omega, spec.seed) for spec in linearized if spec.granularity == granularity}
         omegas, seeds = {omega for omega, _ in grid}, {seed for _, seed in grid}
         assert len(omegas) >= 5 and len(seeds) >= 3
         assert grid == {(omega, seed) for omega in omegas for seed in seeds}
@@ -59,7 +60,18 @@ WITHOUT_RUNS = ("02_path_length", "your_own_network")
 
 
 def ancestors(spec: RunSpec) -> list[RunSpec]:
-    return [] if spec.parent is None else [spec.parent, *ancestors(spec.parent)]
+    """All that it rests on, walked through the two fields that name other runs."""
+    sources = [source for source in (spec.parent, spec.weights) if source is not None]
+    return [*sources, *(older for source in sources for older in ancestors(source))]
+
+
+def of(role: str, found: list[RunSpec]) -> list[RunSpec]:
+    return [spec for spec in found if spec.role == role]
+
+
+def every_chapter(name: str, tier: str) -> list[tiers.Chapter]:
+    """With its usual parameters, and each edition."""
+    return list(dict.fromkeys([CHAPTERS[name](tier=tier, device="cpu"), *CHAPTERS[name].editions(tier)]))
 
 
 def rates(spec: RunSpec) -> list[float]:
@@ -101,6 +113,8 @@ def test_tiers_are_sorted_and_within_range() -> None:
             values = list(getattr(tier, field))
             assert values == sorted(set(values)), (name, field)
         assert set(tier.few) <= set(tier.omegas) and tier.omega in (*tier.omegas, 0.5)
+        assert tier.mild in (*tier.omegas, 0.5) and tier.omega <= tier.goal_omega
+        assert all(goal > 0 for goal in tier.goals) and set(tier.networks) <= set(CHAPTERS)
         assert min(tier.starts) == 0 and max(tier.starts) == RECIPES[tier.training].epochs
         assert 0 < tier.goal < 1 and tier.dataset == tier.datasets[0]
     assert TIERS["paper"].goal == 0.88 and 15 in TIERS["paper"].starts
@@ -114,37 +128,226 @@ def test_the_paper_tier_is_the_paper_s() -> None:
         assert spec.recipe == RECIPES["cifar-linearize" if spec.parent else "cifar-train"]
 
 
+def test_the_reduced_tier_has_the_paper_s_networks_whole_data_sets_and_three_parents() -> None:
+    tier = TIERS["reduced"]
+    assert (tier.dataset, tier.network, tier.width, tier.train, tier.test) == ("cifar10", "resnet20", 1.0, None, None)
+    assert tier.small is None and tier.seeds == (0, 1, 2) and tier.precision == "bfloat16"
+    for name in ("03", "04", "06", "09"):
+        for spec in specs(name, "reduced"):
+            assert (spec.net, spec.width, spec.train, spec.origin) == ("resnet20", 1.0, None, None)
+            assert spec.recipe.judged == 5 and spec.precision == "bfloat16"
+
+
+class TestControls:
+    """Training alone changes a network; what linearizing changed is told against the same training with all ReLUs."""
+
+    @pytest.mark.parametrize("tier", TIERS)
+    @pytest.mark.parametrize("name", [name for name in CHAPTERS if name not in WITHOUT_RUNS])
+    def test_every_linearization_has_its_control_among_the_runs_of_its_chapter(self, name: str, tier: str) -> None:
+        for edition in every_chapter(name, tier):
+            found = edition.specs()
+            beside = found
+            if name == "01_linearization":  # one live run, which chapter 06 shows with its control
+                beside = experiments.wanted("06_accuracy_and_depth", tier)
+            linearized = of("linearized", found)
+            without = {spec for spec in linearized if spec.control not in beside}
+            if name == TWO:  # the stronger one with another seed is itself there for comparison
+                repeated = {spec for role, spec in edition.by_role().items() if role == "seed"}  # type: ignore[attr-defined]
+                assert without == repeated
+                assert all(replace(spec, seed=0).control in found for spec in without)
+            else:
+                assert not without
+            assert len(linearized) > 0 or (name == TWO and edition.network == "squeezenet1_1")  # type: ignore[attr-defined]
+            for spec in linearized:
+                self.same_but_for_slopes(spec, spec.control)
+
+    def same_but_for_slopes(self, spec: RunSpec, control: RunSpec) -> None:
+        assert control.parent == spec.parent and control.control == control
+        assert control.omega == 0 and control.goal is None and control.masks == "none"
+        if spec.parent is None:  # never trained before, so never anything but ReLUs
+            assert control.role == "parent" and control.start == 0
+        else:
+            assert control.role == "control" and control.start == control.recipe.epochs
+        for field in ("data", "net", "width", "residual", "shortcut", "recipe", "seed", "size", "difficulty"):
+            assert getattr(control, field) == getattr(spec, field), field
+        for field in ("train", "test", "held_out", "precision"):
+            assert getattr(control, field) == getattr(spec, field), field
+
+    @pytest.mark.parametrize("name", [name for name in CHAPTERS if name not in WITHOUT_RUNS])
+    def test_a_control_controls_something(self, name: str) -> None:
+        for tier in TIERS:
+            for edition in every_chapter(name, tier):
+                found = edition.specs()
+                assert set(of("control", found)) <= {spec.control for spec in of("linearized", found)}
+
+    def test_by_hand(self) -> None:
+        parent = RunSpec(data="cifar10", net="resnet20", recipe=RECIPES["reduced-train"], seed=4)
+        recipe = RECIPES["reduced-linearize"]
+        control = replace(parent, parent=parent, recipe=recipe, start=15)
+        for more in (
+            {"omega": 0.01},
+            {"omega": 0.0},
+            {"omega": 0.01, "goal": 2.0, "measure": "napl"},
+            {"omega": 0.01, "price": "relus", "p": 1.0, "margin": 0.02, "slope_lr": 2.0, "granularity": "layer"},
+            {"omega": 0.01, "goal": 0.5, "pull_back": True, "start": 3},
+        ):
+            one = replace(parent, parent=parent, recipe=recipe, **more)
+            assert (one.role, one.control) == ("linearized", control)
+        given = replace(
+            parent, parent=replace(control, omega=0.01, start=0), weights=parent, masks="layer", recipe=recipe
+        )
+        assert (given.role, given.control) == ("retrained", control)
+        alone = replace(parent, recipe=recipe, omega=0.01, goal=0.5)
+        assert alone.control == replace(parent, recipe=recipe) and alone.control.role == "parent"
+
+
+class TestSharedParents:
+    """At reduced size a network is trained once for all chapters."""
+
+    def lineage(self) -> dict[RunSpec, set[str]]:
+        """Every run, with the chapters that it is computed for."""
+        found: dict[RunSpec, set[str]] = {}
+        for name in CHAPTERS:
+            for spec in experiments.wanted(name, "reduced"):
+                for link in (spec, *ancestors(spec)):
+                    found.setdefault(link, set()).add(name)
+        return found
+
+    def test_there_is_one_for_each_network_data_set_and_seed(self) -> None:
+        parents: dict[tuple[Any, ...], RunSpec] = {}
+        whole, short = RECIPES["reduced-train"], RECIPES["reduced-linearize"]
+        others = set()
+        for spec in self.lineage():
+            if spec.role != "parent":
+                continue
+            if spec.recipe != whole:
+                others.add(spec)
+                continue
+            place = (spec.net, spec.width, spec.residual, spec.shortcut, spec.data, spec.seed)
+            assert parents.setdefault(place, spec) == spec, place
+            assert spec == RunSpec(
+                **dict(zip(("net", "width", "residual", "shortcut", "data", "seed"), place, strict=True)),
+                recipe=whole,
+                precision="bfloat16",
+            )
+        assert len(parents) > 30
+        # All else without slopes: what others trained, sentences, and chapter 04's beginnings and its start 0.
+        early = {replace(one, recipe=whole.until(start)) for one in parents.values() for start in (2, 8)}
+        begun = {replace(one, recipe=short) for one in parents.values()}
+        mine = {spec for spec in others if spec.published is None and spec.data != "multi30k"}
+        assert mine <= early | begun and {spec.net for spec in mine} == {"resnet20"}
+        assert len(mine) == 2 * 3 * 3, "two data sets, three seeds; starts 0, 2 and 8"
+
+    def test_chapters_share_those_of_resnet_20(self) -> None:
+        found = self.lineage()
+        for data in ("cifar10", "cifar100"):
+            for seed in (0, 1, 2):
+                parent = chapter(
+                    "06", {"tier": "reduced", "device": "cpu", "dataset": data, "seeds": [seed]}
+                ).parents()[0]
+                users = {"03_retraining_masks", "04_early_and_late", "06_accuracy_and_depth", "09_task_difficulty"}
+                assert users <= found[parent]
+        assert found[specs("06", "reduced", seeds=[0])[0]] >= {"08_depth", "01_linearization"}
+
+    def test_only_the_pictures_of_features_rest_on_networks_of_others(self) -> None:
+        assert {name for spec, names in self.lineage().items() if spec.origin for name in names} == {TWO}
+
+
 class TestRetrainingMasks:
     """Chapter 03 (§4.1.1, App. C.2)."""
 
-    def test_protocol(self) -> None:
-        found = specs("03", dataset="cifar100", residuals=[False])
-        parent, linearized, *retrained = found
-        assert (parent.net, parent.residual, parent.data, parent.parent) == ("resnet56", False, "cifar100", None)
-        assert parent.recipe == RECIPES["cifar-train"] and parent.omega == 0
-        assert linearized.parent == parent and linearized.masks == "none" and linearized.omega > 0
-        assert linearized.recipe == RECIPES["cifar-linearize-30"] and linearized.seed == parent.seed
-        # Five of each kind, from new weights, as long and as fast as the original training, unregularised.
-        assert [(spec.masks, spec.seed) for spec in retrained] == [
-            (kind, seed) for kind in ("exact", "layer", "global") for seed in range(5)
-        ]
-        for spec in retrained:
-            assert spec.parent == linearized and spec.omega == 0 and spec.goal is None
-            assert rates(spec) == [0.1] * 100 + [0.01] * 50 + [0.001] * 50 == rates(parent)
-            assert replace(spec, parent=None, masks="none", seed=0) == parent
+    @pytest.mark.parametrize("way", ["chain", "at once"])
+    def test_protocol(self, way: str) -> None:
+        found = specs("03", dataset="cifar100", residuals=[False], ways=[way])
+        for seed in (0, 1, 2):
+            parent, control, source, *given = [s for s in found if seed in (s.seed, s.seed - 100)]
+            assert (parent.net, parent.residual, parent.data, parent.parent) == ("resnet56", False, "cifar100", None)
+            assert parent.recipe == RECIPES["cifar-train"] and parent.omega == 0 and parent.seed == seed
+            assert source.parent == parent and source.masks == "none" and source.omega == TIERS["paper"].omega
+            assert source.recipe == RECIPES["cifar-linearize-30"] and source.seed == seed
+            assert control == source.control
+            kinds = ["exact", "layer", "global"]
+            assert [s.masks for s in given if s.masks != "none"] == kinds
+            if way == "chain":
+                for again, further in zip(given[::2], given[1::2], strict=True):
+                    self.check_chain(parent, source, again, further)
+            else:
+                for kind, one in zip(kinds, given, strict=True):
+                    # The trained weights, the masks at once, and the very training that the control had.
+                    assert one == replace(source, omega=0.0, masks=kind, parent=source, weights=parent)
+                    assert one.control == control and one.recipe == source.recipe
+
+    def check_chain(self, parent: RunSpec, source: RunSpec, again: RunSpec, further: RunSpec) -> None:
+        """From new weights as long and as fast as the original training, unregularised; then as long as linearizing."""
+        assert again.parent == source and again.weights is None and again.omega == 0 and again.goal is None
+        assert rates(again) == [0.1] * 100 + [0.01] * 50 + [0.001] * 50 == rates(parent)
+        assert replace(again, parent=None, masks="none", seed=parent.seed) == parent
+        assert further == replace(again, parent=again, masks="none", recipe=source.recipe)
+        assert (again.role, further.role) == ("retrained", "retrained further")
+        assert further.omega == 0 and further.start == 0
+
+    @pytest.mark.parametrize("tier", TIERS)
+    def test_at_the_end_of_a_chain_both_had_as_many_epochs(self, tier: str) -> None:
+        for edition in every_chapter("03_retraining_masks", tier):
+            found = edition.specs()
+            ends = of("retrained further", found)
+            assert len(ends) == len([spec for spec in of("retrained", found) if spec.weights is None])
+            for end in ends:
+                again = end.parent
+                assert again is not None and again.parent is not None and again.parent.parent is not None
+                source, parent = again.parent, again.parent.parent
+                assert again.recipe.epochs + end.recipe.epochs == parent.recipe.epochs + source.recipe.epochs
+                assert (again.recipe, end.recipe) == (parent.recipe, source.recipe)
+
+    @pytest.mark.parametrize("tier", TIERS)
+    def test_what_begins_anew_shares_no_seed_with_its_source(self, tier: str) -> None:
+        """Else it would begin with the weights that the masks were found on, and see images in the same order."""
+        for edition in every_chapter("03_retraining_masks", tier):
+            for spec in edition.specs():
+                if spec.masks != "none" and spec.weights is None:
+                    assert spec.seed not in {older.seed for older in ancestors(spec)}
+                    assert spec.parent is not None
+                    for seed in {older.seed for older in ancestors(spec)}:
+                        with pytest.raises(SpecError, match=f"seed is {seed}, as of .* give another seed"):
+                            replace(spec, seed=seed)
+
+    def test_sources_are_the_repetitions(self) -> None:
+        """One retraining of each of several sources, not several of one."""
+        for tier in TIERS:
+            for edition in every_chapter("03_retraining_masks", tier):
+                found = edition.specs()
+                sources = of("linearized", found)
+                assert {spec.seed for spec in sources} == set(TIERS[tier].seeds)
+                for source in sources:
+                    given = [(s.masks, s.weights is None) for s in of("retrained", found) if s.parent == source]
+                    assert len(given) == len(set(given)) and {kind for kind, _ in given} == {"exact", "layer", "global"}
 
     def test_both_architectures_at_paper_size_and_the_first_at_others(self) -> None:
         assert {spec.residual for spec in specs("03")} == {True, False}
         for tier in ("smoke", "quick", "reduced"):
             assert {spec.residual for spec in specs("03", tier)} == {True}
-            assert {s.seed for s in specs("03", tier) if s.masks != "none"} == set(TIERS[tier].seeds)
+
+    def test_both_ways_but_only_the_chain_where_the_chapter_is_live(self) -> None:
+        for tier in TIERS:
+            ways = {spec.weights is None for spec in of("retrained", specs("03", tier))}
+            assert ways == ({True} if tier in LIVE else {True, False})
+        assert {spec.weights is None for spec in of("retrained", specs("03", "quick", ways=["at once"]))} == {False}
 
     def test_what_is_chosen(self) -> None:
-        found = specs("03", "quick", masks=["layer"], seeds=[7], seed=2, omega=0.5, residuals=[False, True])
-        assert [(s.residual, s.masks, s.seed, s.omega) for s in found] == [
+        found = specs(
+            "03", "quick", masks=["layer"], seeds=[7], omega=0.5, residuals=[False, True], ways=["at once", "chain"]
+        )
+        assert [(s.residual, s.role, s.masks, s.seed, s.omega) for s in found] == [
             (residual, *run)
             for residual in (False, True)
-            for run in (("none", 2, 0.0), ("none", 2, 0.5), ("layer", 7, 0.0))
+            for run in (
+                ("parent", "none", 7, 0.0),
+                ("control", "none", 7, 0.0),
+                ("linearized", "none", 7, 0.5),
+                ("retrained", "layer", 107, 0.0),
+                ("retrained further", "none", 107, 0.0),
+                ("retrained", "layer", 7, 0.0),
+            )
         ]
 
     def test_retrains_what_it_trained_itself(self) -> None:
@@ -152,7 +355,7 @@ class TestRetrainingMasks:
         for spec in specs("03", "reduced"):
             assert spec.origin is None
             assert spec.recipe in (RECIPES["reduced-train"], RECIPES["reduced-linearize"])
-            assert (spec.net, spec.width, spec.train) == TIERS["reduced"].small
+            assert (spec.net, spec.width, spec.train) == ("resnet20", 1.0, None)
 
 
 class TestEarlyAndLate:
@@ -163,38 +366,47 @@ class TestEarlyAndLate:
         children = {effects.start_epoch(spec): spec for spec in found if spec.omega > 0}
         assert list(children) == [0, 5, 15, 50, 100, 200]
         whole = specs("06", dataset="cifar100", seeds=[1])[0]
+        assert len(found) == 6 * 3 - 1 and {spec.role for spec in found} == {"parent", "control", "linearized"}
         assert children[0].parent is None and replace(children[0], omega=0, goal=None, recipe=whole.recipe) == whole
         assert children[200].parent == whole
         for start, child in children.items():
-            assert (child.goal, child.seed, child.start) == (0.88, 1, 0)
+            assert (child.goal, child.measure, child.seed, child.start) == (0.88, "units", 1, 0)
+            # The same training with all ReLUs; of start 0 it begins with random weights as well.
+            assert child.control in found and (child.control.parent is None) == (start == 0)
+            assert rates(child.control) == rates(child)
             if child.parent is not None:
                 assert replace(child.parent, recipe=whole.recipe) == whole
                 assert rates(child.parent) == rates(whole)[:start]
 
     def test_schedules(self) -> None:
-        found = specs("04", schedules=["restart", "continue"], seeds=[0])
+        found = specs("04", schedules=["restart", "continue"], seeds=[0], starts=[0, 5, 15, 50, 99])
         for spec in found:
             if spec.omega == 0:
                 continue
             start = effects.start_epoch(spec)
             restarted = [0.1] * 10 + [0.01] * 10 + [0.001] * 10  # Figures 25-27: 30 epochs, steps at 10 and 20
-            went_on = {
-                0: [0.1] * 30,
-                5: [0.1] * 30,
-                15: [0.1] * 30,
-                50: [0.1] * 30,
-                100: [0.01] * 30,
-                200: [0.001] * 30,
-            }[start]
+            went_on = [0.1] * 30 if start < 99 else [0.1] + [0.01] * 29
             assert rates(spec) in (restarted, went_on), start
-        for start in (0, 5, 100, 200):
-            ran = [rates(spec)[0] for spec in found if spec.omega and effects.start_epoch(spec) == start]
-            assert ran == [0.1, {100: 0.01, 200: 0.001}.get(start, 0.1)]
+        for start in (0, 5, 15, 50, 99):
+            ran = [rates(spec) for spec in found if spec.omega and effects.start_epoch(spec) == start]
+            assert len(ran) == 2 and ran[0] != ran[1] and ran[0] == [0.1] * 10 + [0.01] * 10 + [0.001] * 10
         # A step of the original schedule inside the linearization.
         early = [spec for spec in specs("04", starts=[90], schedules="continue", seeds=[0]) if spec.omega]
         assert rates(early[0]) == [0.1] * 10 + [0.01] * 20
         # The default restarts.
         assert {spec.recipe for spec in specs("04") if spec.omega} == {RECIPES["cifar-linearize-30"]}
+
+    @pytest.mark.parametrize(("tier", "start"), [("paper", 200), ("reduced", 24)])
+    def test_a_schedule_that_never_gets_to_the_goal_is_refused(self, tier: str, start: int) -> None:
+        """The rate that the original training ends with moves no slope to its lock in the epochs there are."""
+        given = {"schedules": "continue", "seeds": [0]}
+        with pytest.raises(SpecError, match="so the goal cannot be reached; give a larger omega") as refusal:
+            specs("04", tier, starts=[start], **given)
+        assert "\n" not in str(refusal.value)
+        strong = specs("04", tier, starts=[start], omega=1.0, **given)  # where it could be
+        (one,) = of("linearized", strong)
+        assert set(rates(one)) == {0.001}
+        assert of("linearized", specs("04", tier, starts=[start // 2], **given))
 
     def test_a_start_at_the_end_shares_the_parent_of_chapter_06(self) -> None:
         for tier in ("smoke", "paper"):
@@ -214,16 +426,21 @@ class TestEarlyAndLate:
         assert {(s.data, s.difficulty) for s in specs("04", "quick")} == {("digits", 0.25)}
         assert {(s.data, s.difficulty) for s in specs("04", "smoke")} == {("digits", 0.0)}
         mixed = specs("04", "quick", datasets=["cifar10", "digits"], difficulties=[0.5], seeds=[0], starts=[0])
-        assert [(s.data, s.difficulty, s.size) for s in mixed] == [("cifar10", None, None), ("digits", 0.5, 12)]
+        assert [(s.data, s.difficulty, s.size, s.role) for s in mixed] == [
+            (*task, role)
+            for task in (("cifar10", None, None), ("digits", 0.5, 12))
+            for role in ("parent", "linearized")
+        ]
         foreign = specs("04", "quick", datasets=["cifar100"], seeds=[0], starts=[10])
-        assert [(s.data, s.difficulty, s.size, s.recipe.flip) for s in foreign] == [("cifar100", None, None, True)] * 2
+        assert [(s.data, s.difficulty, s.size, s.recipe.flip) for s in foreign] == [("cifar100", None, None, True)] * 3
         assert {s.difficulty for s in specs("04", "reduced", datasets=["digits"], seeds=[0])} == {0.5}
 
     def test_given_values(self) -> None:
-        found = specs("04", "quick", goal=0.3, omega=2.0, epochs=1, width=0.25, starts=[3], seeds=[8])
-        assert [(s.goal, s.omega, s.recipe.epochs, s.width, s.seed) for s in found] == [
-            (None, 0.0, 3, 0.25, 8),
-            (0.3, 2.0, 1, 0.25, 8),
+        found = specs("04", "quick", goal=0.3, omega=2.0, epochs=2, width=0.25, starts=[3], seeds=[8])
+        assert [(s.role, s.goal, s.omega, s.recipe.epochs, s.recipe.milestones, s.width, s.seed) for s in found] == [
+            ("parent", None, 0.0, 3, (), 0.25, 8),
+            ("control", None, 0.0, 2, (1,), 0.25, 8),
+            ("linearized", 0.3, 2.0, 2, (1,), 0.25, 8),
         ]
 
 
@@ -236,29 +453,32 @@ class TestStructure:
         for spec in found:
             assert spec.recipe == RECIPES["cifar-linearize-30" if spec.parent else "cifar-train"]
             assert (spec.net, spec.shortcut, spec.seed in (0, 1, 2)) == ("resnet56", "A", True)
-        assert sum(spec.parent is not None for spec in found) == 2 * 3
-        assert {spec.omega for spec in found if spec.parent} == {TIERS["paper"].mild}
+        assert [len(of(role, found)) for role in ("parent", "control", "linearized")] == [2 * 3] * 3
+        assert {spec.omega for spec in of("linearized", found)} == {TIERS["paper"].mild}
 
     def test_a_published_network_is_shown_as_it_is(self) -> None:
-        found = specs("05", "reduced")
+        found = specs("05", "reduced", network="akamaster/resnet20")
         assert {spec.residual for spec in found} == {True} and {spec.origin for spec in found} == {"akamaster/resnet20"}
-        assert [spec.net for spec in specs("05", "reduced", network="akamaster/resnet56", seeds=[0])] == [
-            "resnet56v1"
-        ] * 2
+        one = specs("05", "reduced", network="akamaster/resnet56", seeds=[0])
+        assert [(spec.net, spec.role) for spec in one] == [
+            ("resnet56v1", role) for role in ("parent", "control", "linearized")
+        ]
 
-    def test_without_residual_connections_both_are_of_one_kind(self) -> None:
-        for residuals in ([False], [True, False]):
-            found = specs("05", "reduced", residuals=residuals)
-            assert {spec.residual for spec in found} == set(residuals)
-            assert {(spec.origin, spec.net) for spec in found} == {(None, "resnet20")}
-        assert {spec.origin for spec in specs("05", "reduced", residuals=[True])} == {"akamaster/resnet20"}
+    def test_at_reduced_size_one_deeper_network_with_and_without_residual_connections(self) -> None:
+        """Where layers are to be told apart there must be layers."""
+        found = specs("05", "reduced")
+        assert {(spec.net, spec.residual, spec.seed, spec.origin) for spec in found} == {
+            ("resnet32", residual, seed, None) for residual in (True, False) for seed in (0, 1, 2)
+        }
+        assert {spec.omega for spec in of("linearized", found)} == {TIERS["reduced"].mild}
+        for residual in (True, False):
+            own = specs("05", "reduced", residuals=[residual])
+            assert set(own) == {spec for spec in found if spec.residual == residual}
 
-    def test_at_reduced_size_it_shows_runs_of_other_chapters(self) -> None:
-        """So the maps cost nothing."""
-        others = ("06_accuracy_and_depth", "08_depth")
-        ran = {spec for name in others for edition in CHAPTERS[name].editions("reduced") for spec in edition.specs()}
-        for edition in CHAPTERS["05_structure"].editions("reduced"):
-            assert set(edition.specs()) <= ran
+    def test_at_reduced_size_its_parents_serve_chapter_08(self) -> None:
+        deep = {spec for spec in specs("08", "reduced") if spec.net == "resnet32"}
+        own = {spec for spec in specs("05", "reduced") if spec.residual}
+        assert own <= deep
 
 
 class TestAccuracyAndDepth:
@@ -275,7 +495,6 @@ class TestAccuracyAndDepth:
     def test_without_residual_connections(self) -> None:
         found = specs("06", residual=False)
         assert {(spec.residual, spec.net, spec.origin) for spec in found} == {(False, "resnet56", None)}
-        # A published network has its own; the tier's is trained here instead.
         assert {(s.residual, s.net, s.origin) for s in specs("06", "reduced", residual=False)} == {
             (False, "resnet20", None)
         }
@@ -286,9 +505,30 @@ class TestAccuracyAndDepth:
         assert {spec.p for spec in specs("06")} == {0.5}
 
     def test_pixels_take_the_strengths_of_channels(self) -> None:
-        children = [spec for spec in specs("06", "quick", granularities=["pixel"]) if spec.parent]
+        children = of("linearized", specs("06", "quick", granularities=["pixel"]))
         assert {spec.granularity for spec in children} == {"pixel"}
         assert sorted({spec.omega for spec in children}) == list(TIERS["quick"].omegas)
+
+    def test_goals_in_napl_end_curves_where_networks_are_compared(self) -> None:
+        found = specs("06")
+        by_goal = {(s.goal, s.measure, s.seed, s.omega, s.granularity) for s in found if s.goal is not None}
+        assert by_goal == {
+            (goal, "napl", seed, TIERS["paper"].goal_omega, "channel")
+            for goal in (2.7, 3.1, 3.5, 5.0)
+            for seed in (0, 1, 2)
+        }
+        assert not [s for s in specs("06", granularities=["layer"]) if s.goal is not None]
+        assert not [s for s in specs("06", epochs=6) if s.goal is not None], "its strength is for the tier's recipe"
+        assert not [s for tier in LIVE for s in specs("06", tier) if s.goal is not None]
+        given = specs("06", "quick", goals=[1.5], seeds=[2], omegas=[0.1], granularities=["channel"], epochs=8)
+        assert [(s.goal, s.measure, s.omega) for s in given if s.goal is not None] == [
+            (1.5, "napl", TIERS["quick"].goal_omega)
+        ]
+
+    @pytest.mark.parametrize("tier", TIERS)
+    def test_one_control_serves_all_strengths_and_granularities_of_a_seed(self, tier: str) -> None:
+        controls = of("control", specs("06", tier))
+        assert [(spec.seed, spec.granularity) for spec in controls] == [(seed, "channel") for seed in TIERS[tier].seeds]
 
 
 class TestWidth:
@@ -300,13 +540,20 @@ class TestWidth:
         for spec in found:
             assert (spec.net, spec.shortcut, spec.residual, spec.data) == ("resnet56", "B", True, "cifar10")
             assert spec.recipe == RECIPES["cifar-linearize" if spec.parent else "cifar-train"]
-        assert len(found) == 2 * 12 and {spec.omega for spec in found if spec.parent} == {TIERS["paper"].omega}
+        assert [len(of(role, found)) for role in ("parent", "control")] == [12, 12]
+        assert [(s.width, s.seed, s.omega) for s in of("linearized", found)] == [
+            (k, seed, omega) for k in (0.5, 1, 2, 4) for seed in (0, 1, 2) for omega in TIERS["paper"].few
+        ]
 
-    def test_at_reduced_size_the_small_network(self) -> None:
-        net, _, train = TIERS["reduced"].small or ("", 0, 0)
+    def test_one_strength_where_the_chapter_is_live(self) -> None:
+        for tier in LIVE:
+            assert {spec.omega for spec in of("linearized", specs("07", tier))} == {TIERS[tier].omega}
+
+    def test_at_reduced_size_the_paper_s_eightfold_span_of_a_shallower_network(self) -> None:
         found = specs("07", "reduced")
-        assert {(spec.net, spec.train, spec.shortcut, spec.origin) for spec in found} == {(net, train, "B", None)}
-        assert {spec.width for spec in found} == set(TIERS["reduced"].widths)
+        assert {(spec.net, spec.train, spec.shortcut, spec.origin) for spec in found} == {("resnet14", None, "B", None)}
+        assert {spec.width for spec in found} == {0.25, 0.5, 1.0, 2.0}
+        assert {spec.omega for spec in of("linearized", found)} == set(TIERS["reduced"].few)
 
 
 class TestDepth:
@@ -315,13 +562,13 @@ class TestDepth:
     def test_protocol(self) -> None:
         found = specs("08")
         assert {spec.net for spec in found} == {f"resnet{d}" for d in (20, 32, 44, 56, 110)}
-        children = [spec for spec in found if spec.parent]
-        assert {(s.net, s.omega, s.seed) for s in children} == {
-            (f"resnet{d}", omega, seed)
+        assert [(s.net, s.seed, s.omega) for s in of("linearized", found)] == [
+            (f"resnet{d}", seed, omega)
             for d in (20, 32, 44, 56, 110)
-            for omega in TIERS["paper"].few[-2:]
             for seed in (0, 1, 2)
-        }
+            for omega in TIERS["paper"].few
+        ]
+        assert [len(of(role, found)) for role in ("parent", "control")] == [15, 15]
         for spec in found:
             assert spec.recipe == RECIPES["cifar-linearize" if spec.parent else "cifar-train"]
         whole = set(specs("06"))
@@ -329,7 +576,7 @@ class TestDepth:
 
     def test_one_strength_where_the_chapter_is_live(self) -> None:
         for tier in LIVE:
-            assert {spec.omega for spec in specs("08", tier) if spec.parent} == {TIERS[tier].few[-1]}
+            assert {spec.omega for spec in of("linearized", specs("08", tier))} == {TIERS[tier].few[-1]}
 
     def test_narrow_networks_where_the_chapter_is_live_unless_others_trained_them(self) -> None:
         assert {spec.width for spec in specs("08", "quick")} == {min(TIERS["quick"].widths)}
@@ -337,13 +584,20 @@ class TestDepth:
         found = specs("08", "quick", family="akamaster/resnet", dataset="cifar10", depths=[20], seeds=[0])
         assert {(spec.origin, spec.width) for spec in found} == {("akamaster/resnet20", 1.0)}
 
-    def test_published_networks_of_four_depths_on_their_own_data(self) -> None:
+    def test_at_reduced_size_four_depths_that_are_trained_here(self) -> None:
         (edition,) = CHAPTERS["08_depth"].editions("reduced")
-        assert {spec.origin for spec in edition.specs()} == {f"akamaster/resnet{d}" for d in (20, 32, 44, 56)}
-        assert len(edition.specs()) == 4 + 4 * 2  # two seeds of the linearization
-        for given in ({"dataset": "cifar100"}, {"width": 0.5}, {"family": "resnet"}):
-            found = specs("08", "reduced", depths=[20], seeds=[0], **given)
-            assert {(spec.origin, spec.net) for spec in found} == {(None, "resnet20")}
+        assert {(s.net, s.origin, s.data) for s in edition.specs()} == {
+            (f"resnet{d}", None, "cifar10") for d in (8, 14, 20, 32)
+        }
+        assert len(edition.specs()) == 4 * 3 * (2 + 3)  # parent and control, and three strengths
+        # Strengths are those of chapter 06, so that its curve of ResNet-20 is one of them.
+        of_20 = {spec for spec in edition.specs() if spec.net == "resnet20"}
+        assert of_20 <= set(CHAPTERS["06_accuracy_and_depth"].editions("reduced")[0].specs())
+
+    def test_published_networks_of_four_depths(self) -> None:
+        found = specs("08", "reduced", family="akamaster/resnet", depths=[20, 32, 44, 56], seeds=[0, 1])
+        assert {spec.origin for spec in found} == {f"akamaster/resnet{d}" for d in (20, 32, 44, 56)}
+        assert len(found) == 4 + 4 * 2 * (1 + 3)  # one parent for both seeds of the linearization
 
 
 class TestTaskDifficulty:
@@ -351,18 +605,24 @@ class TestTaskDifficulty:
 
     def test_protocol(self) -> None:
         found = specs("09")
-        assert {(s.data, s.omega, s.seed) for s in found if s.parent} == {
-            (data, omega, seed)
+        assert [(s.data, s.seed, s.omega) for s in of("linearized", found)] == [
+            (data, seed, omega)
             for data in ("cifar10", "cifar100", "cinic10")
-            for omega in TIERS["paper"].few
             for seed in (0, 1, 2)
-        }
+            for omega in TIERS["paper"].omegas
+        ]
+        for tier in LIVE:
+            assert {spec.omega for spec in of("linearized", specs("09", tier))} == set(TIERS[tier].few)
         assert set(specs("09", datasets=["cifar10"])) <= set(specs("06"))
 
     def test_digits_of_several_difficulties(self) -> None:
         assert {spec.difficulty for spec in specs("09", "quick")} == {0.25, 1.0}
         assert {spec.difficulty for spec in specs("09", "quick", difficulties=[0.1])} == {0.1}
         assert {(s.data, s.difficulty) for s in specs("09", "quick", datasets=["cifar10"])} == {("cifar10", None)}
+
+    def test_at_reduced_size_the_curves_of_chapter_06(self) -> None:
+        curves = {spec for one in CHAPTERS["06_accuracy_and_depth"].editions("reduced") for spec in one.specs()}
+        assert set(specs("09", "reduced")) <= curves
 
     def test_at_reduced_size_the_parents_of_chapter_04(self) -> None:
         assert {spec for spec in specs("09", "reduced") if not spec.parent} <= {
@@ -371,19 +631,29 @@ class TestTaskDifficulty:
 
 
 class TestPublishedParents:
+    """By name only: what others trained is of another kind than what is trained here."""
+
+    @pytest.mark.parametrize("name", ["01", "05", "06"])
+    def test_nobody_takes_one_that_was_not_asked_for(self, name: str) -> None:
+        for dataset in (None, "cifar10", "cifar100"):
+            given = {} if dataset is None else {"dataset": dataset}
+            own = specs(name, "reduced", **given)
+            expected = "resnet32" if name == "05" else "resnet20"
+            assert {(spec.origin, spec.data, spec.net) for spec in own} == {(None, dataset or "cifar10", expected)}
+            assert {s.recipe for spec in own for s in ancestors(spec)} == {RECIPES["reduced-train"]}
+            assert {spec.train for spec in own} == {None}
+
     @pytest.mark.parametrize("name", ["01", "05", "06"])
     def test_only_on_the_data_that_they_were_trained_on(self, name: str) -> None:
-        assert {spec.origin for spec in specs(name, "reduced")} == {"akamaster/resnet20"}
-        assert {spec.origin for spec in specs(name, "reduced", dataset="cifar10")} == {"akamaster/resnet20"}
-        own = specs(name, "reduced", dataset="cifar100")
-        assert {(spec.origin, spec.data, spec.net) for spec in own} == {(None, "cifar100", "resnet20")}
-        assert {s.recipe for spec in own for s in ancestors(spec)} == {RECIPES["reduced-train"]}
-        assert {spec.train for spec in own} == {TIERS["reduced"].train}
+        found = specs(name, "reduced", network="akamaster/resnet20")
+        assert {(spec.origin, spec.data) for spec in found} == {("akamaster/resnet20", "cifar10")}
+        with pytest.raises(SpecError, match="data is 'cifar100', but the published network akamaster/resnet20"):
+            specs(name, "reduced", network="akamaster/resnet20", dataset="cifar100")
 
     def test_a_child_sees_the_tier_s_images(self) -> None:
-        parent, *children = specs("06", "reduced")
+        parent, *children = specs("06", "reduced", network="akamaster/resnet20")
         assert parent.train is None and {spec.train for spec in children} == {TIERS["reduced"].train}
-        assert {spec.seed for spec in children} == {0, 1} and {spec.parent for spec in children} == {parent}
+        assert {spec.seed for spec in children} == {0, 1, 2} and {spec.parent for spec in children} == {parent}
 
 
 class TestEditions:
@@ -414,7 +684,6 @@ class TestEditions:
         assert of("04_early_and_late", "datasets", "schedules") == [
             (("cifar100",), ("restart",)),
             (("cifar10",), ("restart",)),
-            (("cifar100",), ("continue",)),
         ]
         assert of("05_structure", "dataset", "residuals") == [("cifar10", None), ("cifar100", None)]
         assert of("06_accuracy_and_depth", "dataset", "residual", "granularities") == [
@@ -431,13 +700,60 @@ class TestEditions:
         assert last == ["pyramidnet110", "pyramidnet110", "torchvision/resnet50"]
         assert len(TIERS["paper"].seeds) >= 3
 
-    def test_at_reduced_size(self) -> None:
+    def test_at_reduced_size_they_are_the_rows(self) -> None:
+        """What is computed and what is shown are written down once, in the order of their worth."""
+        channel, layer = {"granularities": ("channel",)}, {"granularities": ("layer",)}
+        deep = channel | {"network": "resnet56", "omegas": (0.0016, 0.003), "goals": (2.7,), "seeds": (0,)}
+        hard = {"dataset": "cifar100"}
+        expected: dict[str, list[dict[str, Any]]] = {
+            "03_retraining_masks": [
+                {**data, "ways": (way,)} for data in (hard, {"dataset": "cifar10"}) for way in ("at once", "chain")
+            ],
+            "04_early_and_late": [{"datasets": ("cifar100",)}, {"datasets": ("cifar10",)}],
+            "06_accuracy_and_depth": [channel, channel | hard, deep, layer | hard],
+            "10_feature_visualization": [{}, {"network": "squeezenet1_1"}],
+        }
+        expected |= {name: expected["06_accuracy_and_depth"] for name in ("A1_unnormalized", "A2_active_share")}
+        for name, kind in CHAPTERS.items():
+            made = [kind(tier="reduced", device="cpu", **given) for given in expected.get(name, [{}])]
+            assert kind.editions("reduced") == made, name
+        named = [name for _, row in tiers.ROWS for name, _ in row]
+        assert named[0] == TEXT and named[1:4] == ["06_accuracy_and_depth"] * 2 + ["09_task_difficulty"]
+        assert set(CHAPTERS) - set(named) == {"01_linearization", "A1_unnormalized", "A2_active_share", *WITHOUT_RUNS}
+        titles = [title for title, _ in tiers.ROWS]
+        assert len(titles) == len(set(titles)) == 12
+
+    def test_what_they_compute_at_reduced_size(self) -> None:
         found = CHAPTERS["06_accuracy_and_depth"].editions("reduced")
-        origins = [{spec.origin for spec in edition.specs()} for edition in found]
-        assert origins == [{"akamaster/resnet20"}, {"akamaster/resnet56"}, {None}, {"akamaster/resnet20"}]
-        assert [edition.granularities for edition in found] == [("channel",)] * 3 + [("layer",)]
-        data = [edition.datasets for edition in CHAPTERS["04_early_and_late"].editions("reduced")]
-        assert data == [("cifar100",), ("cifar10",), ("cifar100",)]
+        shown = [{(spec.net, spec.data, spec.origin) for spec in edition.specs()} for edition in found]
+        assert shown == [
+            {("resnet20", "cifar10", None)},
+            {("resnet20", "cifar100", None)},
+            {("resnet56", "cifar10", None)},
+            {("resnet20", "cifar100", None)},
+        ]
+        goals = [{(s.goal, s.measure) for s in edition.specs() if s.goal is not None} for edition in found]
+        assert goals == [{(2.0, "napl")}, {(2.0, "napl")}, {(2.7, "napl")}, set()]
+        assert len(found[0].specs()) == 3 * (1 + 1 + 5 + 1)  # parent, control, strengths and a goal
+        early = CHAPTERS["04_early_and_late"].editions("reduced")
+        for edition in early:
+            starts = {effects.start_epoch(spec) for spec in of("linearized", edition.specs())}
+            assert starts == {0, 2, 8, 24} and len(edition.specs()) == 3 * (3 + 4 + 4)
+
+    def test_committed_runs_of_chapters_10_and_11_stay_wanted(self) -> None:
+        """Records of these were kept when the others went; their keys are literal here."""
+        features = {spec.key() for spec in experiments.wanted(TWO, "reduced")}
+        assert features == {"d5980328a639", "c63a24e7ea26", "f5d8c2cd5553", "ded1b23d0b7e", "e8cdb2378a0c"}
+        sentences = {spec.key() for spec in experiments.wanted(TEXT, "reduced")}
+        assert sentences >= {
+            *("cf74e7182fe5", "523522cf3815", "e45db0bf32c3"),  # seed 0: plain, starts 0 and 2
+            *("6525fd81f434", "f21e30f75545", "bf3a854f40cc"),  # seed 1
+            "87aab25b503b",  # seed 2, start 3
+        }
+        committed = {path.stem for path in (Path(__file__).parents[1] / "data" / "results" / "reduced").glob("*.json")}
+        assert features | sentences >= {"d5980328a639", "cf74e7182fe5", "87aab25b503b"} <= committed
+        every = {spec.key() for name in CHAPTERS for spec in experiments.wanted(name, "reduced")}
+        assert committed <= every, "what nobody shows is no record to keep"
 
 
 def test_no_chapter_of_the_default_size_takes_long() -> None:
@@ -468,16 +784,17 @@ def test_given_values_replace_the_tier_s() -> None:
         },
     )
     children = [spec for spec in found.specs() if spec.parent]
-    assert sorted((spec.granularity, spec.omega) for spec in children) == [
-        ("channel", 0.1),
-        ("layer", 0.2),
-        ("layer", 0.3),
+    assert [(spec.role, spec.granularity, spec.omega) for spec in children] == [
+        ("control", "channel", 0.0),
+        ("linearized", "channel", 0.1),
+        ("linearized", "layer", 0.2),
+        ("linearized", "layer", 0.3),
     ]
     for spec in found.specs():
         assert (spec.data, spec.net, spec.width, spec.seed) == ("cifar100", "resnet20v1", 0.5, 4)
         assert spec.size is None and spec.recipe.flip
     assert {spec.recipe.epochs for spec in children} == {2}
-    assert len(chapter("06", {"granularities": ["layer"], "seeds": [0]}).specs()) == 1 + len(
+    assert len(chapter("06", {"granularities": ["layer"], "seeds": [0]}).specs()) == 2 + len(
         TIERS["quick"].layer_omegas
     )
 
@@ -502,7 +819,13 @@ def test_chapter_10_compares_a_network_with_what_became_of_it() -> None:
     assert list(runs) == ["relu", "weak", "strong", "seed", "control"]
     assert {spec.parent for role, spec in runs.items() if role != "relu"} == {runs["relu"]}
     assert runs["relu"].published == "akamaster/resnet20"
-    assert {runs["weak"], runs["strong"]} < set(chapter("06", {"tier": "reduced"}).specs())
+    for role in ("weak", "strong", "seed", "control"):  # a network at its end needs little
+        assert (runs[role].recipe, runs[role].train) == (RECIPES["reduced-features"], 12_500)
+        assert (runs[role].precision, runs[role].net) == ("float32", "resnet20v1")
+    assert (runs["weak"].omega, runs["strong"].omega) == (0.004, 0.007)
+    own = chapter("10", {"tier": "reduced", "network": "resnet20"}).by_role()
+    assert {spec.precision for spec in own.values()} == {"bfloat16"} and own["strong"].train is None
+    assert (own["relu"].recipe, own["strong"].recipe) == (RECIPES["reduced-train"], RECIPES["reduced-linearize"])
     assert runs["seed"] == replace(runs["strong"], seed=1)
     assert runs["control"] == replace(runs["strong"], omega=0.0, start=runs["strong"].recipe.epochs)
     assert all(spec.size == 32 for spec in chapter("10", {}).specs())
@@ -538,6 +861,9 @@ def test_lists_as_papermill_passes_them() -> None:
         ("03", {"masks": ["none"]}, "masks has 'none'"),
         ("03", {"masks": []}, "masks is empty"),
         ("03", {"seeds": [-1]}, "seed is -1, expected at least 0"),
+        ("03", {"seed": 1}, "unknown parameter 'seed'; did you mean 'seeds'?"),
+        ("03", {"ways": ["chain", "at one"]}, "ways has 'at one', expected some of chain, at once"),
+        ("03", {"ways": []}, "ways is empty"),
         ("03", {"residuals": "yes"}, "residuals is ['yes'], expected a list of true or falses or null"),
         (
             "03",
@@ -554,6 +880,9 @@ def test_lists_as_papermill_passes_them() -> None:
         ("04", {"goal": 0}, "goal is 0"),
         ("04", {"omega": 0}, "omega is 0, expected above 0: without it no goal is reached"),
         ("04", {"epochs": 0}, "epochs is 0"),
+        ("04", {"epochs": 1}, "epochs is 1, expected at least 2: this recipe has 2 learning rates, and each needs"),
+        ("04", {"tier": "reduced", "epochs": 2}, "epochs is 2, expected at least 3: this recipe has 3 learning rates"),
+        ("04", {"omega": 0.001}, "so the goal cannot be reached; give a larger omega, more epochs or an earlier start"),
         ("04", {"datasets": ["cifar10"], "difficulties": [0.5]}, "only digits have them and the data are cifar10"),
         ("04", {"difficulties": [2]}, "difficulty 2"),
         (
@@ -577,7 +906,12 @@ def test_lists_as_papermill_passes_them() -> None:
             "residual is False, but akamaster/resnet20 is taken as it was published",
         ),
         ("06", {"tier": "reduced", "network": "akamaster/resnet20", "width": 2}, "width is 2, but akamaster/resnet20"),
-        ("07", {"omega": 0}, "omega is 0, expected above 0"),
+        ("06", {"goals": []}, "goals is empty"),
+        ("06", {"goals": [2.0, 0]}, "goal is 0, expected how many NAPL may be left, above 0"),
+        ("06", {"goals": [2.0], "epochs": 2, "tier": "paper"}, "epochs is 2, expected at least 3"),
+        ("07", {"omega": 0}, "unknown parameter 'omega'; did you mean 'omegas'?"),
+        ("07", {"omegas": [0.1, 0]}, "omegas has 0, expected strengths above 0"),
+        ("07", {"omegas": []}, "omegas is empty"),
         ("07", {"widths": [0]}, "width"),
         ("07", {"widths": []}, "widths is empty"),
         ("07", {"tier": "reduced", "network": "akamaster/resnet20", "widths": [1]}, "shortcut is 'B', but akamaster"),
@@ -586,7 +920,12 @@ def test_lists_as_papermill_passes_them() -> None:
         ("08", {"depths": [21]}, "resnet21"),
         ("08", {"depths": []}, "depths is empty"),
         ("08", {"family": "vgg"}, "unknown network 'vgg8'"),
-        ("08", {"tier": "reduced", "depths": [26]}, "no published weights are named 'akamaster/resnet26'"),
+        (
+            "08",
+            {"tier": "reduced", "family": "akamaster/resnet", "depths": [26]},
+            "no published weights are named 'akamaster/resnet26'",
+        ),
+        ("08", {"tier": "reduced", "depths": [21]}, "resnet21"),
         ("09", {"omegas": [-1]}, "omega is -1"),
         ("09", {"datasets": []}, "datasets is empty"),
         ("09", {"datasets": ["cifar10", "cifar11"]}, "did you mean 'cifar10'?"),
@@ -618,6 +957,11 @@ def test_lists_as_papermill_passes_them() -> None:
         ("10", {"network": "squeezenet1_1", "dataset": "cifar10"}, "leave dataset out"),
         ("10", {"network": "squeezenet"}, "unknown network 'squeezenet'"),
         ("10", {"tier": "papr"}, "did you mean 'paper'?"),
+        (
+            "11",
+            {"epochs": 1},
+            "epochs is 1, expected at least 2: this recipe has 2 learning rates, and each needs an epoch",
+        ),
         ("your_own_network", {"omega": 0}, "omega is 0.0, expected a number above 0"),
         ("your_own_network", {"epochs": 0}, "epochs is 0, expected at least 1"),
         ("your_own_network", {"images": 31}, "images is 31, expected at least 32"),
@@ -651,8 +995,11 @@ def test_the_smoke_chapter_runs_and_the_second_time_computes_nothing(
     store = Store(tmp_path, also=())
     found = chapter("06", {"tier": "smoke"})
     frame = found.run(store, progress=False)
-    assert len(frame) == len(found.specs()) == 5
-    children = frame[frame["linearized"]]
+    assert len(frame) == len(found.specs()) == 6
+    assert frame["role"].tolist() == ["parent", "control", *["linearized"] * 4]
+    children = frame[frame["role"] == "linearized"]
+    (control,) = frame[frame["role"] == "control"].to_dict("records")
+    assert (control["active_fraction"], control["napl"]) == (1.0, frame["napl"][0]), "all its units are ReLUs"
     for _, curve in children.groupby("granularity"):
         by_omega = curve.sort_values("omega")["napl"].tolist()
         assert by_omega[0] > by_omega[-1]
@@ -666,8 +1013,18 @@ def test_lists_of_one_are_enough(name: str) -> None:
     kind = CHAPTERS[name]
     lists = {"omegas": [0.1], "layer_omegas": [0.1], "seeds": [5], "starts": [0], "widths": [1], "depths": [8]}
     lists |= {"datasets": ["cifar100"], "residuals": [False], "masks": ["exact"], "schedules": ["continue"]}
+    lists |= {"ways": ["at once"], "goals": [2.0]}
     given: dict[str, Any] = {name: value for name, value in lists.items() if name in {f.name for f in fields(kind)}}
     foreign = "multi30k" if name == TEXT else "cifar100"
     given |= {"dataset": foreign} if "datasets" not in given else {}
     found = specs(name, "smoke", **given)
-    assert {spec.data for spec in found} == {foreign} and len(found) <= 3
+    curve = ["parent", "control", "linearized"]
+    roles = {
+        "01_linearization": ["linearized"],
+        "03_retraining_masks": [*curve, "retrained"],
+        "04_early_and_late": ["parent", "linearized"],
+        TEXT: ["parent", "linearized"],
+    }
+    roles |= {name: [*curve, "linearized", "linearized"] for name in ("06_accuracy_and_depth", "A1_unnormalized")}
+    roles["A2_active_share"] = roles["A1_unnormalized"]
+    assert {spec.data for spec in found} == {foreign} and [spec.role for spec in found] == roles.get(name, curve)

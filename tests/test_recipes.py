@@ -1,5 +1,7 @@
 """The paper's tables, against the numbers as printed there (App. C.2), and what a recipe refuses."""
 
+from dataclasses import replace
+
 import pytest
 
 from nladv_core.errors import SpecError
@@ -63,6 +65,9 @@ def test_sentences_have_the_paper_s_optimiser_at_every_tier() -> None:
         ({"momentum": 1.0}, "momentum"),
         ({"weight_decay": -1e-4}, "weight_decay"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"judged": 0}, "judged is 0, expected at least 1"),
+        ({"judged": 2.5}, "judged is 2.5, expected an integer"),
+        ({"judged": 10**7}, "judged is 1e+07, expected at most a million"),
         ({"optimizer": "lion"}, "'lion', expected one of sgd, adam"),
     ],
 )
@@ -84,7 +89,100 @@ def test_only_the_recipe_of_what_is_not_trained_has_no_epochs() -> None:
 def test_a_shortened_recipe_keeps_the_proportions() -> None:
     short = RECIPES["cifar-linearize"].shortened(6)
     assert (short.epochs, short.milestones, short.lr) == (6, (2, 4), 0.1)
-    assert RECIPES["cifar-linearize"].shortened(1).milestones == ()
+    assert RECIPES["cifar-train"].shortened(20).milestones == (10, 15)
+    for recipe in RECIPES.values():
+        assert recipe.shortened(recipe.epochs) == recipe
+        longer = recipe.shortened(3 * recipe.epochs)
+        assert longer == replace(
+            recipe, epochs=3 * recipe.epochs, milestones=tuple(3 * milestone for milestone in recipe.milestones)
+        )
+
+
+def test_milestones_that_coincide_are_moved_apart() -> None:
+    """Each is a fall of the rate: one that is lost leaves a network at ten times the rate it was to end with."""
+    features = RECIPES["reduced-features"]
+    assert rates(features) == [0.05] * 4 + [0.005, 0.0005]
+    assert rates(features.shortened(3)) == [0.05, 0.005, 0.0005]
+    assert rates(features.shortened(4)) == [0.05] * 2 + [0.005, 0.0005]
+    assert rates(features.shortened(5)) == [0.05] * 3 + [0.005, 0.0005]
+    assert RECIPES["quick-train"].shortened(3).milestones == (1, 2)
+    assert RECIPES["quick-linearize"].shortened(2).milestones == (1,)
+    assert replace(features, milestones=(1, 2)).shortened(3).milestones == (1, 2)
+
+
+LENGTHS = [*range(1, 30), 60, 200, 1000]
+
+
+@pytest.mark.parametrize("epochs", LENGTHS)
+def test_a_shortened_recipe_has_all_its_milestones_inside_the_run(epochs: int) -> None:
+    # One row above all others: three falls in a row, at the end and at the beginning.
+    hard = [Recipe(epochs=20, lr=1, batch=1, milestones=found) for found in ((17, 18, 19), (1, 2, 3), (9, 10, 19))]
+    for recipe in (*RECIPES.values(), *hard):
+        count = len(recipe.milestones)
+        if epochs <= count:
+            with pytest.raises(SpecError, match=f"epochs is {epochs}, expected at least {count + 1}: ") as refusal:
+                recipe.shortened(epochs)
+            assert "\n" not in str(refusal.value)
+            continue
+        short = recipe.shortened(epochs)
+        assert {name for name in vars(recipe) if getattr(short, name) != getattr(recipe, name)} <= {
+            "epochs",
+            "milestones",
+        }
+        exact = [milestone * epochs / recipe.epochs for milestone in recipe.milestones]
+        nearest = tuple(round(milestone) for milestone in exact)
+        assert len(short.milestones) == count == len(set(short.milestones))
+        assert all(0 < milestone < epochs for milestone in short.milestones)
+        # Where the nearest epochs will do they are taken, as ever, so that no key of such a run has changed.
+        if len(set(nearest)) == count and all(0 < milestone < epochs for milestone in nearest):
+            assert short.milestones == nearest
+        assert all(abs(a - b) <= max(count, 0.5) for a, b in zip(short.milestones, exact, strict=True))
+        assert short.lr_at(epochs - 1) == recipe.lr_at(recipe.epochs - 1), "it ends with the rate it was to end with"
+
+
+@pytest.mark.parametrize("epochs", [0, -2])
+def test_no_epochs_are_no_shortened_recipe(epochs: int) -> None:
+    for recipe in (RECIPES["cifar-train"], RECIPES["smoke-train"]):
+        with pytest.raises(SpecError, match=f"epochs is {epochs}, expected at least 1"):
+            recipe.shortened(epochs)
+
+
+# ---------------------------------------------------------------------------------------- how often one looks
+
+
+@pytest.mark.parametrize(
+    ("epochs", "judged", "looks"),
+    [
+        (24, 5, [5, 10, 15, 20, 21, 22, 23, 24]),
+        (15, 5, [5, 10, 11, 12, 13, 14, 15]),
+        (12, 1, list(range(1, 13))),
+        (8, 3, [3, 4, 5, 6, 7, 8]),
+        (5, 5, [1, 2, 3, 4, 5]),
+        (3, 1000, [1, 2, 3]),
+        (30, 1000, [26, 27, 28, 29, 30]),
+    ],
+)
+def test_the_test_split_is_looked_at_so_often_and_after_each_of_the_last_five(
+    epochs: int, judged: int, looks: list[int]
+) -> None:
+    recipe = Recipe(epochs=epochs, lr=0.1, batch=8, judged=judged)
+    assert [epoch + 1 for epoch in range(epochs) if recipe.judges(epoch)] == looks
+
+
+def test_only_the_recipes_of_the_reduced_size_look_less_often() -> None:
+    assert {name for name, recipe in RECIPES.items() if recipe.judged > 1} == {"reduced-train", "reduced-linearize"}
+
+
+def test_the_reduced_size_gives_slopes_the_way_of_the_paper_s_sixty_epochs() -> None:
+    """Sum of the rates over all steps, over 1 - momentum: what a strength must be compared by (2 % at most)."""
+
+    def total(name: str, images: int = 50_000) -> float:
+        recipe = RECIPES[name]
+        return sum(rates(recipe)) * -(-images // recipe.batch) / (1 - recipe.momentum)
+
+    assert total("cifar-linearize") == pytest.approx(4351, abs=1)
+    assert total("reduced-linearize") == pytest.approx(4340, abs=1)
+    assert total("cifar-linearize-30") == pytest.approx(2176, abs=1)
 
 
 def rates(recipe: Recipe) -> list[float]:
