@@ -284,8 +284,8 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
     """The network that a run begins with, and which weights or masks it took, from whom."""
     if spec.published is not None:
         published = nets.PUBLISHED[spec.published]
-        taken_from = {"published": spec.published, "source": published.source, "url": published.url}
-        return nets.load_published(spec.published), taken_from | {"sha256": published.sha256}
+        origin = {"published": spec.published, "source": published.source, "url": published.url}
+        return nets.load_published(spec.published), origin | {"sha256": published.sha256}
     net: nn.Module = untrained(spec, task.outputs)
     parent = spec.parent
     plain = parent if spec.masks == "none" else spec.weights  # whose weights it takes, if it has no slopes
