@@ -89,6 +89,8 @@ def campaign(
             without = [spec for spec in specs if spec.data != name]
             say(f"left out {len(specs) - len(without)} runs: {reason}")
             specs = without
+    if not dry_run:
+        store.sweep()
     todo = runs.missing(specs, store, refresh=False)
     packing = Packing(where, runs.device_name(where), workers)
     pace = _pace(store, where)

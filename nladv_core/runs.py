@@ -363,6 +363,7 @@ def run(
         )
     if devices > 1 and compiled:
         raise SpecError(f"devices is {devices}, and on several devices the step is not compiled; leave one of them out")
+    store.sweep()
     todo = missing(specs, store, refresh)
     if todo:
         if devices > 1:
@@ -412,7 +413,7 @@ def work(
 
 
 def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
-    """What has to be computed: wanted runs without a usable record, and what they rest on that lacks weights or masks."""
+    """What has to be computed: wanted runs without a usable record, and their sources that lack weights or masks."""
     todo: dict[str, RunSpec] = {}
     waiting: list[tuple[RunSpec, tuple[str, ...]]] = [(spec, ()) for spec in specs]
     while waiting:
@@ -509,8 +510,8 @@ class Schedule:
         for key, spec in todo.items():
             before = {source.key() for source in spec.sources} & todo.keys()
             self._before[key] = len(before)
-            for source in before:
-                self._behind.setdefault(source, []).append(key)
+            for first in before:
+                self._behind.setdefault(first, []).append(key)
             if not before:
                 self._make_ready(key)
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
@@ -691,7 +692,9 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
     try:
         with store.lock(spec, wait=until is None):
             # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
-            if not _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
+            if _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
+                store.sweep_run(spec)  # that process may have been killed before it could
+            else:
                 damaged = store.state(spec) in ("damaged", "done")
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:

@@ -14,7 +14,7 @@ import re
 import subprocess
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -429,8 +429,42 @@ class Store:
             raise RecordError(f"{key!r} is not the key of a run, expected 12 hex digits")
         return Checkpoint(self.folder, key)
 
+    def sweep(self) -> None:
+        """Delete the checkpoints that finished runs of the live folder left: those of processes killed at their end.
+
+        The record is written before the checkpoint is deleted, so a kill in between leaves both. One look at the folder
+        of checkpoints, which holds only runs under way; a run that a process computes is left alone, as it holds the
+        lock. A folder that cannot be read or written to is left as it is.
+        """
+        try:
+            names = [entry.name for entry in os.scandir(self.folder / ".checkpoints")]
+        except OSError:
+            return
+        for key in sorted({name.partition(".")[0] for name in names}):
+            if _KEY.fullmatch(key) and (self.folder / f"{key}.json").is_file():
+                with suppress(Busy, RecordError), self.lock(key, wait=False):
+                    self.sweep_run(key)
+
+    def sweep_run(self, run: RunSpec | str) -> None:
+        """What `sweep` does for one run; the caller holds its lock.
+
+        A checkpoint by other sources than the record's stays: it belongs to a computation that is to replace it.
+        """
+        checkpoint = self.checkpoint(run)
+        try:
+            source = _content(self.folder / f"{checkpoint.key}.json")["code"].get("source")
+        except RecordError:
+            return  # not finished, or damaged and so to be computed again
+        try:
+            progress = checkpoint.progress()
+        except RecordError:
+            progress = None  # half deleted or damaged: of no use to anybody
+        if progress is None or progress.conditions.get("sources") == source:
+            with suppress(OSError):
+                checkpoint.delete()
+
     @contextmanager
-    def lock(self, run: RunSpec, *, wait: bool = True) -> Iterator[None]:
+    def lock(self, run: RunSpec | str, *, wait: bool = True) -> Iterator[None]:
         """Held while a run is computed, so that no two processes train it at once; a dead holder lets go.
 
         Raises:
@@ -440,7 +474,7 @@ class Store:
         from filelock import FileLock, Timeout
 
         folder = self.folder / ".locks"
-        lock = FileLock(folder / f"{run.key()}.lock")
+        lock = FileLock(folder / f"{run if isinstance(run, str) else run.key()}.lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=-1 if wait else 0)
