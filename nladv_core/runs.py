@@ -245,7 +245,7 @@ def _conditions(
         "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
         "compilation": compiled,
-    }
+    } | ({"weights": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
 
 
 def device_name(where: torch.device) -> str:
@@ -297,11 +297,17 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
         return net, None
     if spec.masks != "none":
         taken_over = store.masks(parent)
-        if spec.masks != "exact":
-            generator = torch.Generator().manual_seed(training.stream(spec.seed, "masks"))
-            scope: Any = spec.masks
-            taken_over = permute_masks(taken_over, scope, generator)
-        apply_masks_(net, taken_over)
+        try:
+            if spec.masks != "exact":
+                generator = torch.Generator().manual_seed(training.stream(spec.seed, "masks"))
+                scope: Any = spec.masks
+                taken_over = permute_masks(taken_over, scope, generator)
+            apply_masks_(net, taken_over)
+        except SpecError as error:
+            raise RecordError(
+                f"the masks of run {parent} are another network's, or edited ({str(error).rstrip('.')}); delete its "
+                "record and its files, then `nladv run` computes it again"
+            ) from None
     elif parent.linearized:
         fill(net, store.weights(parent), f"the weights of run {parent}")
     (_, what), *others = taken_from(spec)
@@ -364,15 +370,16 @@ def run(
     if devices > 1 and compiled:
         raise SpecError(f"devices is {devices}, and on several devices the step is not compiled; leave one of them out")
     store.sweep()
-    todo = missing(specs, store, refresh)
-    if todo:
-        if devices > 1:
-            workers = 1
-        if workers is None:
+    tried: set[str] = set()
+    # More than once where a parent came out with other bits than before: then its children have to be computed again.
+    while todo := {key: spec for key, spec in missing(specs, store, refresh).items() if key not in tried}:
+        tried |= todo.keys()
+        count = 1 if devices > 1 else workers
+        if count is None:
             few = where.type == "cpu" and sum(map(seconds, todo.values())) < 6
-            workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
+            count = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
         schedule = Schedule(todo, progress)
-        work(schedule, store, workers=workers, device=device, refresh=refresh, compiled=compiled, devices=devices)
+        work(schedule, store, workers=count, device=device, refresh=refresh, compiled=compiled, devices=devices)
         schedule.raise_failures()
     return store.frame(specs)
 
@@ -397,6 +404,7 @@ def work(
     job = {
         "folder": str(store.folder),
         "also": list(map(str, store.also)),
+        "parents": store.parents and str(store.parents),
         "device": device,
         "refresh": refresh,
         "devices": devices,
@@ -670,7 +678,7 @@ def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int, packin
 def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     """Compute one run unless another process has done so meanwhile, and report on it."""
     spec = RunSpec.from_json(job["spec"])
-    store = Store(job["folder"], job["also"])
+    store = Store(job["folder"], job["also"], job.get("parents"))
 
     def say(event: str, **more: Any) -> None:
         report({"event": event, "spec": job["spec"], **more})
@@ -695,10 +703,15 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
             if _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
                 store.sweep_run(spec)  # that process may have been killed before it could
             else:
-                damaged = store.state(spec) in ("damaged", "done")
+                # One of older code is replaced, also if its parent has been already.
+                replaced = job["refresh"] and store.stale(spec)
+                damaged = store.state(spec) in ("damaged", "done") and not replaced
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:
-                    say("warning", text=f"run {spec} was damaged and is computed again; set aside as {names}")
+                    say(
+                        "warning",
+                        text=f"run {spec} was damaged or not its parent's and is computed again; set aside as {names}",
+                    )
                 begin: Callable[..., Record] = partial(compute, until=until, compiled=job.get("compiled"))
                 if job.get("devices", 1) > 1:
                     begin = partial(several_devices.compute, count=job["devices"])
