@@ -121,6 +121,8 @@ def campaign(
             without = [spec for spec in specs if spec.data != name]
             say(f"left out {len(specs) - len(without)} runs: {reason}")
             specs = without
+    if not dry_run:
+        store.sweep()
     todo = runs.missing(specs, store, refresh=False)
     packing = Packing(where, runs.device_name(where), workers)
     pace = Pace(store, where)
@@ -345,7 +347,8 @@ def _state(store: Store, key: str, spec: RunSpec | None) -> list[str]:
         if "weights" in record.files and not store.committed(key):
             store.weights(key)
     except RecordError as error:
-        return [f"damaged: {error}", "set aside and computed again when it is next needed"]
+        how = "" if store.committed(key) else "set aside and "
+        return [f"damaged: {error}", f"{how}computed again in {store.folder} when it is next needed"]
     made = (
         f"computed {record.created} on {record.device} with torch {record.torch}, code version "
         f"{record.code.get('version')}, sources {record.code.get('source')}"
