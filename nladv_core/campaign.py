@@ -127,6 +127,7 @@ def campaign(
     packing = Packing(where, runs.device_name(where), workers)
     pace = Pace(store, where)
     if any(costly(spec) for spec in todo.values()):
+        say("measuring how fast this machine trains; the first time the compiler takes some minutes ...")
         say(pace.measure(packing.count))
 
     def left() -> str:
@@ -219,7 +220,7 @@ class Pace:
             return "the rate of this machine cannot be measured: a worker process ended; hours are guessed"
         self.rate = sum(rates) / count
         told = f"measured: {sum(rates):,.0f} images a second of ResNet-20 in bfloat16, {count} at once"
-        if self.where.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if not _has_bfloat16(self.where):
             told += (
                 "; this processor has no bfloat16 arithmetic (AVX-512 BF16 or AMX), which makes it many times slower"
             )
@@ -238,6 +239,11 @@ class Pace:
         return images / self.rate * costs.operations(spec) / costs.operations(_MEASURED)
 
 
+def _has_bfloat16(where: torch.device) -> bool:
+    """Whether the device computes in bfloat16; if not, each product is put together from others."""
+    return where.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 _USUAL = {"cpu": 1.0, "cuda": 0.05}
 _MEASURED = RunSpec(data="cifar10", net="resnet20", recipe=RECIPES["reduced-train"], precision="bfloat16")
 _AT_LEAST = 8.0  # seconds of training that are measured
@@ -245,18 +251,21 @@ _AT_LEAST = 8.0  # seconds of training that are measured
 
 def _rate(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     torch.set_num_threads(1)
-    batches = 2 if torch.device(job["device"]).type == "cpu" else 40
-    images = torch.zeros(batches * _MEASURED.recipe.batch, 3, 32, 32, dtype=torch.uint8)
+    where = torch.device(job["device"])
+    # Where there is no such arithmetic nothing is gained by compiling, and a whole batch takes minutes.
+    able = _has_bfloat16(where)
+    recipe = replace(_MEASURED.recipe, epochs=10**6, milestones=(), judged=10**6)
+    recipe = recipe if able else replace(recipe, batch=8)
+    images = torch.zeros((40 if where.type != "cpu" else 2 if able else 1) * recipe.batch, 3, 32, 32, dtype=torch.uint8)
     images.random_(generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(images)) % 10
     data = datasets.ImageData(
         *("noise", images, labels, images[:10], labels[:10], tuple("0123456789")),
         *(torch.full((3,), 0.5), torch.full((3,), 0.25), "none", "noise", False),
     )
-    recipe = replace(_MEASURED.recipe, epochs=10**6, milestones=(), judged=10**6)
     net = nets.build(_MEASURED.net)
     began, seen = 0.0, 0
-    for row in training.fit(net, data, recipe, seed=0, precision="bfloat16", compiled=True, device=job["device"]):
+    for row in training.fit(net, data, recipe, seed=0, precision="bfloat16", compiled=able, device=where):
         if row["epoch"] == 1:  # the compiler's
             began = time.perf_counter()
             continue
