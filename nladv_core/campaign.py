@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,11 +51,8 @@ def milestones(tier: str) -> dict[str, list[RunSpec]]:
         for title, row in ROWS:
             chapters = [experiments.CHAPTERS[name](tier=tier, device="cpu", **given) for name, given in row]
             groups[title] = [spec for chapter in chapters for spec in chapter.specs()]
-        rest = [
-            kind
-            for name, kind in experiments.CHAPTERS.items()
-            if all(name != row[0] for _, rows in ROWS for row in rows)
-        ]
+        named = {name for _, row in ROWS for name, _ in row}
+        rest = [kind for name, kind in experiments.CHAPTERS.items() if name not in named]
         groups |= {kind.name: [spec for edition in kind.editions(tier) for spec in edition.specs()] for kind in rest}
     else:
         rank = {name: i for i, name in enumerate(FIRST)}
@@ -128,7 +126,7 @@ def campaign(
     pace = Pace(store, where)
     if any(costly(spec) for spec in todo.values()):
         say("measuring how fast this machine trains; the first time the compiler takes some minutes ...")
-        say(pace.measure(packing.count))
+        say(pace.measure(packing.count, None if dry_run else time.time() + 60 * minutes / 4))
 
     def left() -> str:
         waiting = runs.missing(specs, store, refresh=False)
@@ -205,25 +203,32 @@ class Pace:
         # Before anything was measured: seconds for one of `runs.seconds`.
         self._usual = sum(record.wall_s for record in done) / expected if expected else _USUAL.get(where.type, 1.0)
 
-    def measure(self, count: int) -> str:
+    def measure(self, count: int, until: float | None = None) -> str:
         """Train ResNet-20 on noise for some seconds, `count` times at once; a sentence of what came of it.
 
         The first time the compiler needs a minute or more for it.
+
+        Args:
+            until: give up at this time (`time.time()`); None: no end.
         """
+        rates: list[float] = []
         with Pool(__name__, "_serve_rate") as pool:
-            for number in range(count):
-                pool.start()
-                pool.give(number, {"device": str(self.where)})
-            found = [pool.events.get()[1] for _ in range(count)]
-        rates = [answer["rate"] for answer in found if answer is not None]
-        if len(rates) < count:
-            return "the rate of this machine cannot be measured: a worker process ended; hours are guessed"
+            for _ in range(count):
+                job = {"device": str(self.where), "spec": _MEASURED.to_json(), "seconds": _AT_LEAST}
+                pool.give(pool.start(), job)
+            while len(rates) < count:
+                left = None if until is None else max(0.0, until - time.time())
+                try:
+                    _, answer = pool.events.get(timeout=left)
+                except queue.Empty:
+                    return "the rate of this machine was not measured, as the time was up; hours are guessed"
+                if answer is None:
+                    return "the rate of this machine cannot be measured: a worker process ended; hours are guessed"
+                rates.append(answer["rate"])
         self.rate = sum(rates) / count
         told = f"measured: {sum(rates):,.0f} images a second of ResNet-20 in bfloat16, {count} at once"
         if not _has_bfloat16(self.where):
-            told += (
-                "; this processor has no bfloat16 arithmetic (AVX-512 BF16 or AMX), which makes it many times slower"
-            )
+            told += "; this processor has no bfloat16 arithmetic (AVX-512 BF16, AMX), which makes it many times slower"
         return told
 
     def seconds(self, spec: RunSpec) -> float:
@@ -251,10 +256,10 @@ _AT_LEAST = 8.0  # seconds of training that are measured
 
 def _rate(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     torch.set_num_threads(1)
-    where = torch.device(job["device"])
+    spec, where = RunSpec.from_json(job["spec"]), torch.device(job["device"])
     # Where there is no such arithmetic nothing is gained by compiling, and a whole batch takes minutes.
     able = _has_bfloat16(where)
-    recipe = replace(_MEASURED.recipe, epochs=10**6, milestones=(), judged=10**6)
+    recipe = replace(spec.recipe, epochs=10**6, milestones=(), judged=10**6)
     recipe = recipe if able else replace(recipe, batch=8)
     images = torch.zeros((40 if where.type != "cpu" else 2 if able else 1) * recipe.batch, 3, 32, 32, dtype=torch.uint8)
     images.random_(generator=torch.Generator().manual_seed(0))
@@ -263,14 +268,14 @@ def _rate(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None
         *("noise", images, labels, images[:10], labels[:10], tuple("0123456789")),
         *(torch.full((3,), 0.5), torch.full((3,), 0.25), "none", "noise", False),
     )
-    net = nets.build(_MEASURED.net)
+    net = nets.build(spec.net, width=spec.width)
     began, seen = 0.0, 0
-    for row in training.fit(net, data, recipe, seed=0, precision="bfloat16", compiled=able, device=where):
+    for row in training.fit(net, data, recipe, seed=0, precision=spec.precision, compiled=able, device=where):
         if row["epoch"] == 1:  # the compiler's
             began = time.perf_counter()
             continue
         seen += len(images)
-        if time.perf_counter() - began > _AT_LEAST:
+        if time.perf_counter() - began > job["seconds"]:
             break
     report({"rate": seen / (time.perf_counter() - began)})
 
