@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from nladv_core import campaign, experiments, runs
+from nladv_core import campaign, cli, experiments, kept, pilot, runs
 from nladv_core import store as stores
 from nladv_core.errors import RecordError
-from nladv_core.recipes import Recipe
+from nladv_core.recipes import UNTRAINED, Recipe
 from nladv_core.runs import RecordWarning, RunSpec, Store, compute, run
 
 PARENT = RunSpec(
@@ -394,3 +394,197 @@ def test_a_parent_that_is_not_its_own_parent_s_is_refused(live: Store) -> None:
     for child in (replace(OTHER, parent=CHILD), replace(RETRAINED, seed=2)):
         with pytest.raises(RecordError, match="do not belong together"):
             compute(child, live, device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------------ nladv keep
+
+
+@pytest.fixture
+def tier(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """What the tier `reduced` wants: two linearizations of one parent, and a retraining."""
+    specs = [RETRAINED, ON_WEIGHTS, OTHER]
+    monkeypatch.setattr(campaign, "wanted", lambda tier: specs)
+    return specs
+
+
+def keep(store: Store, data: Path, tier: str = "reduced") -> list[str]:
+    said: list[str] = []
+    kept.keep(tier, store, data=data, say=said.append)
+    return said
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_runs_are_copied_with_masks_and_the_weights_of_parents(
+    filled: Store, tier: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = keep(filled, tmp_path)
+    linearized = [CHILD, RETRAINED, ON_WEIGHTS]
+    names = {f"results/reduced/{spec.key()}.json" for spec in [PARENT, replace(PARENT, seed=1), *linearized]}
+    names |= {f"results/reduced/{spec.key()}.masks.safetensors" for spec in linearized}
+    names |= {f"parents/{spec.key()}.safetensors" for spec in (PARENT, replace(PARENT, seed=1))}
+    assert set(tree(tmp_path)) == names
+    for name, content in tree(tmp_path / "results" / "reduced").items():
+        assert content == (filled.folder / name).read_bytes()
+    assert len(said) == 6 and said[0].startswith(f"copied {PARENT}: ") and f"parents/{PARENT.key()}.safetens" in said[0]
+    assert "5 of 5 runs in" in said[-1] and "5 of 6 wanted runs are in" in said[-1]
+    store = committed(tmp_path)
+    assert {store.state(spec) for spec in linearized} == {"done"} and store.masks(CHILD)
+    keys = trained(monkeypatch)
+    run([OTHER], store, progress=False, workers=1)
+    assert keys == [OTHER.key()]
+
+
+def test_doing_it_again_writes_nothing_and_sweeps_what_a_killed_one_left(
+    filled: Store, tier: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(filled, tmp_path)
+    before = tree(tmp_path)
+    (tmp_path / "parents" / f"{PARENT.key()}.safetensors.1.tmp").touch()
+    monkeypatch.setattr(kept, "write", never)
+    assert keep(filled, tmp_path) == [line for line in keep(filled, tmp_path) if not line.startswith("copied")]
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_killed_between_two_files_it_goes_on(
+    filled: Store, tier: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    left, really = [number], kept.write
+
+    def killed(path: Path, content: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        really(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kept, "write", killed)
+        keep(filled, tmp_path / "killed")
+    store = Store(tmp_path / "live", also=[tmp_path / "killed" / "results" / "reduced"])
+    for record in store.records():  # whoever has its record has its masks
+        assert not record.spec.linearized or store.masks(record.key)
+    keep(filled, tmp_path / "killed")
+    keep(filled, tmp_path / "whole")
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+def test_linearized_networks_to_show_keep_their_weights(
+    filled: Store, tier: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cifar = RunSpec(data="cifar10", net="resnet20", recipe=PARENT.recipe)
+    for spec, expected in (
+        (cifar, False),
+        (replace(cifar, omega=0.1), True),
+        (replace(cifar, omega=0.1, seed=1), False),
+        (replace(cifar, omega=0.1, data="cifar100"), False),
+        (replace(cifar, omega=0.1, net="resnet32"), False),
+    ):
+        assert kept.shown(spec) == expected
+    monkeypatch.setattr(kept, "shown", lambda spec: spec == CHILD)
+    keep(filled, tmp_path)
+    shown = committed(tmp_path).network(CHILD)
+    weights = filled.weights(CHILD)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in shown.state_dict().items())
+
+
+def test_weights_of_published_networks_are_not_kept() -> None:
+    name = "akamaster/resnet20"
+    origin = RunSpec(data="cifar10", net="resnet20v1", recipe=UNTRAINED, published=name)
+    child = replace(origin, published=None, parent=origin, recipe=PARENT.recipe, omega=0.1)
+    assert kept.with_weights([origin, child, PARENT, CHILD, replace(PARENT, seed=5)]) == {PARENT.key()}
+
+
+def test_the_pilot_s_runs_are_kept_without_weights(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pilot, "specs", lambda: [CHILD])
+    keep(filled, tmp_path, "pilot")
+    names = [f"{PARENT.key()}.json", f"{CHILD.key()}.json", f"{CHILD.key()}.masks.safetensors"]
+    assert set(tree(tmp_path)) == {f"results/pilot/{name}" for name in names}
+
+
+def test_a_committed_file_with_another_content_stays_and_nothing_is_copied(
+    filled: Store, tier: list[RunSpec], tmp_path: Path
+) -> None:
+    record = f"results/reduced/{CHILD.key()}.json"
+    metrics = filled.record(CHILD).metrics
+    for name, harm in {
+        record: lambda path: sealed(path, metrics=metrics | {"napl": 0.0}),
+        f"results/reduced/{CHILD.key()}.masks.safetensors": flip_a_bit,
+        f"parents/{PARENT.key()}.safetensors": flip_a_bit,
+    }.items():
+        data = tmp_path / name.replace("/", "-")
+        keep(filled, data)
+        harm(data / name)
+        (data / "results" / "reduced" / f"{RETRAINED.key()}.json").unlink()
+        before = tree(data)
+        with pytest.raises(RecordError, match="nothing was copied") as told:
+            keep(filled, data)
+        assert str(data / name) in str(told.value) and "\n" not in str(told.value) and tree(data) == before
+    other = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / record.replace("/", "-") / "results" / "reduced", other / "results" / "paper")
+    with pytest.raises(RecordError, match="another result"):
+        keep(filled, other)
+
+
+def test_the_same_result_computed_again_leaves_the_committed_record_as_it_is(
+    filled: Store, tier: list[RunSpec], tmp_path: Path
+) -> None:
+    keep(filled, tmp_path)
+    sealed(tmp_path / "results" / "reduced" / f"{CHILD.key()}.json", wall_s=1e6, torch="1.0", created="before")
+    (tmp_path / "parents" / f"{PARENT.key()}.safetensors").unlink()
+    before = tree(tmp_path)
+    keep(filled, tmp_path)
+    assert tree(tmp_path).items() > before.items() and len(tree(tmp_path)) == len(before) + 1
+
+
+@pytest.mark.parametrize("what", ["weights", "masks"])
+def test_a_damaged_run_is_not_copied(live: Store, tier: list[RunSpec], tmp_path: Path, what: str) -> None:
+    spec = PARENT if what == "weights" else CHILD
+    flip_a_bit(live.folder / f"{spec.key()}.{what}.safetensors")
+    with pytest.raises(RecordError, match=f"{spec.key()}.{what}.safetensors: its checksum is not the record's"):
+        keep(live, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_too_much_for_a_repository_is_refused(
+    filled: Store, tier: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (kept.MOST, kept.MOST_IN_ALL) == (4_000_000, 60_000_000)
+    size = (filled.folder / f"{PARENT.key()}.weights.safetensors").stat().st_size
+    for name, most, told in (
+        ("MOST", size - 1, "at most .* MB are kept in one file"),
+        ("MOST_IN_ALL", 2 * size - 1, "at most .* MB of weights are kept"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(RecordError, match=f"{told}.*nothing was copied"):
+            patch.setattr(kept, name, most)
+            keep(filled, tmp_path / "data")
+        assert not (tmp_path / "data").exists()
+    monkeypatch.setattr(kept, "MOST_IN_ALL", 2 * size)
+    keep(filled, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["smoke", "quick", "huge"])
+def test_tiers_of_which_nothing_is_kept_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keep", "--tier", name]) == 2
+    told = capsys.readouterr().err
+    assert f"nothing is kept of tier '{name}'" in told and "reduced, paper, pilot" in told and told.count("\n") == 1
+
+
+def test_the_command_takes_a_folder(
+    filled: Store,
+    tier: list[RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(kept.places, "project_root", lambda: tmp_path)
+    assert cli.main(["keep", "--tier", "reduced", "--store", str(filled.folder)]) == 0
+    assert f"copied {CHILD}" in capsys.readouterr().out
+    assert (tmp_path / "data" / "results" / "reduced" / f"{CHILD.key()}.json").is_file()
+    assert cli.main(["keep", "--tier", "reduced", "--store", str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert cli.main(["keep", "--tier", "reduced"]) == 0, "the live store, which is empty here"
