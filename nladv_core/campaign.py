@@ -39,8 +39,8 @@ def milestones(tier: str) -> dict[str, list[RunSpec]]:
     """The experiments of a tier, the most urgent first: title -> its runs, each run where it is wanted first.
 
     At the tier "reduced" its pilot, then those of `tiers.ROWS`; else every chapter's first edition
-    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so that
-    there is soon a whole curve of one seed rather than one strength of all.
+    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so
+    that there is soon a whole curve of one seed rather than one strength of all.
 
     Raises:
         SpecError: an unknown tier.
@@ -198,7 +198,9 @@ class Pace:
     def __init__(self, store: Store, where: torch.device) -> None:
         self.where, self.rate = where, None
         device = runs.device_name(where)
-        done = [r for r in store.records() if r.device == device and not store.committed(r.key) and not costly(r.spec)]
+        done = [record for record in store.records() if record.device == device and not costly(record.spec)]
+        own = [record for record in done if not store.committed(record.key)]
+        done = own or done  # of other machines, where this one has done nothing yet
         expected = sum(runs.seconds(record.spec) for record in done)
         # Before anything was measured: seconds for one of `runs.seconds`.
         self._usual = sum(record.wall_s for record in done) / expected if expected else _USUAL.get(where.type, 1.0)

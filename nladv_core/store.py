@@ -457,12 +457,15 @@ class Store:
         """One row a finished run: what was run, and its final-epoch metrics. Missing runs have no row.
 
         Columns: key, parent (its key, or missing), data, data_checksum, difficulty, net, width, residual, shortcut,
-        seed, epochs, linearized, role, granularity, omega, goal, start, masks, precision; test_accuracy, train_accuracy
+        seed, epochs, linearized, role, granularity, omega, goal, measure, start, masks,
+        precision; test_accuracy, train_accuracy
         (shares), train_loss, active_fraction, napl, apl, enw; wall_s, device, torch, code (digest), created.
         """
         import pandas as pd
 
-        copied = "data difficulty net width residual shortcut seed granularity omega goal start masks precision role"
+        copied = (
+            "data difficulty net width residual shortcut seed granularity omega goal measure start masks precision role"
+        )
         rows = []
         for record in self.records(runs):
             spec = record.spec
