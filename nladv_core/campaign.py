@@ -196,7 +196,8 @@ class Pace:
     """
 
     def __init__(self, store: Store, where: torch.device) -> None:
-        self.where, self.rate = where, None
+        self.where = where
+        self.rate: float | None = None
         device = runs.device_name(where)
         done = [record for record in store.records() if record.device == device and not costly(record.spec)]
         own = [record for record in done if not store.committed(record.key)]
