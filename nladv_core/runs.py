@@ -311,7 +311,7 @@ def _conditions(
         "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
         "compilation": compiled,
-    } | ({"weights": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
+    } | ({"weights of another run": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
 
 
 def device_name(where: torch.device) -> str:

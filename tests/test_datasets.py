@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -781,3 +781,58 @@ def test_digits_need_no_slow_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=places.project_root())
     assert done.returncode == 0, done.stderr
+
+
+class TestHeldOut:
+    """The last training images, judged in place of the test images."""
+
+    def data(self) -> datasets.ImageData:
+        found = datasets.load("digits", size=8, train=40, test=12)
+        assert isinstance(found, datasets.ImageData)
+        return found
+
+    def test_rows(self) -> None:
+        data = self.data()
+        held = data.hold_out(10)
+        assert torch.equal(held.train_images, data.train_images[:30])
+        assert torch.equal(held.train_labels, data.train_labels[:30])
+        assert torch.equal(held.test_images, data.train_images[30:])
+        assert torch.equal(held.test_labels, data.train_labels[30:])
+        # None is in both, and none of the test images is anywhere.
+        rows = {image.numpy().tobytes() for image in held.train_images}, {i.numpy().tobytes() for i in held.test_images}
+        seen = {image.numpy().tobytes() for image in data.test_images}
+        assert not rows[0] & rows[1] and not (rows[0] | rows[1]) & seen
+        assert (held.name, held.classes, held.complete) == (data.name, data.classes, False)
+        assert held.description.endswith("; the last 10 training images are held out and judged.")
+
+    def test_mean_std_and_checksum_are_those_of_the_rows_there_are(self) -> None:
+        data = self.data()
+        held = data.hold_out(10)
+        values = held.train_images.double() / 255
+        assert held.mean.tolist() == pytest.approx(values.mean((0, 2, 3)).tolist(), rel=1e-6)
+        assert held.std.tolist() == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), rel=1e-6)
+        checksums = {data.hold_out(count).checksum for count in (1, 10, 39)} | {data.checksum, data.subset(30).checksum}
+        assert len(checksums) == 5 and held.checksum == self.data().hold_out(10).checksum
+        # What the test images are has no say in it.
+        other = replace(data, test_images=255 - data.test_images, test_labels=data.test_labels.flip(0))
+        assert other.hold_out(10).checksum == held.checksum
+
+    def test_the_data_themselves_stay_as_they_were(self) -> None:
+        data = self.data()
+        held = data.hold_out(10)
+        held.train_images.zero_()
+        held.test_images.zero_()
+        held.test_labels.zero_()
+        again = self.data()
+        assert torch.equal(data.train_images, again.train_images) and torch.equal(data.train_labels, again.train_labels)
+
+    @pytest.mark.parametrize("count", [0, -1, 40, 41, 2.5, True, "10"])
+    def test_what_cannot_be_held_out(self, count: Any) -> None:
+        with pytest.raises(SpecError, match="digits: held_out") as refusal:
+            self.data().hold_out(count)
+        assert "\n" not in str(refusal.value)
+
+    def test_images_in_files_stay_there(self) -> None:
+        mapped = replace(self.data(), train_images=object.__new__(MappedImages))
+        with pytest.raises(SpecError, match="digits: its images stay in files, of which none can be held out; leave"):
+            mapped.hold_out(10)

@@ -104,7 +104,7 @@ def path_length_of_all_active() -> float:
 def test_descendants_start_from_its_weights_and_see_what_it_saw(world: nets.PublishedWeights, tmp_path: Path) -> None:
     store = Store(tmp_path / "runs", also=())
     child = RunSpec(data="cifar10", net="resnet8v1", parent=start(), recipe=FINE, omega=1e-6, seed=3)
-    grandchild = replace(child, parent=child, omega=0, masks="layer")
+    grandchild = replace(child, parent=child, omega=0, masks="layer", seed=4)
     run([child, grandchild], store, progress=False, workers=1)
     for spec in (child, grandchild):
         assert spec.origin == NAME and store.record(spec).data["mean"] == pytest.approx(world.mean)
@@ -115,6 +115,9 @@ def test_descendants_start_from_its_weights_and_see_what_it_saw(world: nets.Publ
     assert store.record(child).parent == {"key": start().key(), "sha256": weights}
     own = RunSpec(data="cifar10", net="resnet8v1", recipe=FINE)
     run([own], store, progress=False, workers=1)
+    for one in (start(), child, grandchild):  # all of its images were trained on, so none can be held out
+        with pytest.raises(SpecError, match="held_out is 8"):
+            replace(one, held_out=8)
     assert store.record(own).data["mean"] == pytest.approx(datasets.load("cifar10").mean.tolist())
 
 
@@ -168,6 +171,7 @@ def test_the_chapter_offers_published_networks() -> None:
     assert parent.published == "akamaster/resnet20" and parent.net == "resnet20v1"
     children = [spec for spec in found.specs() if spec.parent]
     assert {spec.seed for spec in children} == {0, 1} and {spec.parent for spec in children} == {parent}
+    assert {spec.control for spec in children} <= set(children), "each beside the published network trained on as it is"
     assert found.specs()[0] == parent and all(spec.recipe == RECIPES["reduced-linearize"] for spec in children)
     one = experiments.chapter("01", {"tier": "reduced", "network": "akamaster/resnet56", "seed": 4}).specs()[0]
     assert (one.net, one.seed, one.origin) == ("resnet56v1", 4, "akamaster/resnet56")

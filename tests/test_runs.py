@@ -112,8 +112,17 @@ CHANGES: list[dict[str, Any]] = [
     {"omega": 1.0, "margin": 0.02},
     {"parent": PARENT},
     {"parent": CHILD},
-    {"parent": CHILD, "masks": "exact"},
-    {"parent": CHILD, "masks": "layer"},
+    {"parent": CHILD, "masks": "exact", "seed": 1},
+    {"parent": CHILD, "masks": "layer", "seed": 1},
+    {"parent": CHILD, "masks": "layer", "seed": 1, "weights": PARENT},
+    {"parent": CHILD, "masks": "layer", "seed": 1, "weights": OTHER_PARENT},
+    {"held_out": 10},
+    {"recipe": replace(RECIPE, judged=2)},
+    {"omega": 2.0, "slope_lr": 2.0},
+    {"omega": 2.0, "goal": 0.5, "measure": "relus"},
+    {"omega": 2.0, "goal": 0.5, "measure": "napl"},
+    {"omega": 2.0, "price": "napl"},
+    {"omega": 2.0, "price": "relus"},
     {
         **dict.fromkeys(("size", "train", "test")),
         "data": "cifar10",
@@ -576,7 +585,8 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 
 def test_workers_and_this_process_compute_the_same(tmp_path: Path) -> None:
-    specs = [CHILD, replace(CHILD, omega=0.5), small(parent=CHILD, masks="layer"), small(parent=CHILD, masks="exact")]
+    again = {"parent": CHILD, "seed": 1}
+    specs = [CHILD, replace(CHILD, omega=0.5), small(masks="layer", **again), small(masks="exact", **again)]
     here, there = Store(tmp_path / "here", also=()), Store(tmp_path / "there", also=())
     alone, together = run(specs, here, workers=1, progress=False), run(specs, there, workers=2, progress=False)
     assert tensors(here.folder) == tensors(there.folder) and len(tensors(here.folder)) == 9
@@ -757,3 +767,219 @@ def test_epochs_of_before_an_interruption_say_nothing_of_the_rate(
     runs._handle(job, told.append)
     seconds = [message["seconds"] for message in told if message["event"] == "epoch"]
     assert seconds[0] is None and len(seconds) == 3 and all(taken > 0 for taken in seconds[1:])
+
+
+# ------------------------------------------------------------------------------ masks of one run, weights of another
+
+
+GIVEN = small(parent=CHILD, weights=OTHER_PARENT, masks="exact")
+
+
+@pytest.mark.parametrize("masks", ["exact", "layer", "global"])
+def test_a_run_begins_with_the_weights_of_one_and_the_masks_of_another(
+    filled: Store, tmp_path: Path, masks: str
+) -> None:
+    live = Store(tmp_path, also=[filled.folder])
+    run([OTHER_PARENT], live, progress=False)
+    spec = replace(GIVEN, masks=masks)
+    task = runs.tasks.of(runs._load("digits", 8, 0.5, 96, 50))
+    net, taken = runs._initial(spec, live, task)
+    state, trained = net.state_dict(), live.weights(OTHER_PARENT)
+    assert trained.keys() < state.keys() and all(torch.equal(state[name], trained[name]) for name in trained)
+    source = live.masks(CHILD)
+    mine = {name: unit.active for name, unit in units(net)}
+    assert mine.keys() == source.keys() and not all(bool(mask.all()) for mask in source.values())
+    total = sum(int(mask.sum()) for mask in source.values())
+    assert sum(int(mask.sum()) for mask in mine.values()) == total
+    if masks != "global":
+        assert [int(mask.sum()) for mask in mine.values()] == [int(source[name].sum()) for name in mine]
+    assert all(torch.equal(mine[name], source[name]) for name in mine) == (masks == "exact")
+    assert all(bool((unit.slope[unit.active] == 0).all()) for _, unit in units(net)), "what is active is a ReLU"
+    assert taken == {
+        "key": CHILD.key(),
+        "sha256": live.record(CHILD).files["masks"]["sha256"],
+        "weights_key": OTHER_PARENT.key(),
+        "weights_sha256": live.record(OTHER_PARENT).files["weights"]["sha256"],
+    }
+    again, _ = runs._initial(spec, live, task)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+
+
+def test_such_a_run_trains_these_weights_and_leaves_these_masks(filled: Store, tmp_path: Path) -> None:
+    live = Store(tmp_path, also=[filled.folder])
+    still = replace(GIVEN, recipe=Recipe(epochs=1, lr=1e-12, batch=96, flip=False))
+    run([still, GIVEN], live, progress=False, workers=1)
+    before, after = live.weights(OTHER_PARENT), live.weights(still)
+    learned = [name for name in before if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learned)
+    assert any(not torch.equal(before[name], live.weights(GIVEN)[name]) for name in learned)
+    for spec in (still, GIVEN):
+        assert all(torch.equal(mask, live.masks(CHILD)[name]) for name, mask in live.masks(spec).items())
+        record = live.record(spec)
+        assert record.spec == spec and record.metrics["napl"] == live.record(CHILD).metrics["napl"]
+        assert record.parent is not None and record.parent["weights_key"] == OTHER_PARENT.key()
+    assert live.frame([GIVEN])["role"].tolist() == ["retrained"]
+
+
+def test_it_waits_for_both(tmp_path: Path) -> None:
+    todo = runs.missing([GIVEN], Store(tmp_path, also=()), refresh=False)
+    assert set(todo.values()) == {GIVEN, CHILD, PARENT, OTHER_PARENT}
+    for last in (CHILD, OTHER_PARENT):
+        schedule = runs.Schedule(todo, progress=False)
+        begun = [schedule.next(), schedule.next()]
+        assert set(begun) == {PARENT, OTHER_PARENT} and schedule.next() is None
+        first, *rest = [spec for spec in (PARENT, OTHER_PARENT, CHILD) if spec != last] + [last]
+        for done in (first, *rest):
+            assert GIVEN.key() in schedule.waiting and GIVEN.key() not in [key for *_, key in schedule._ready]
+            schedule.report({"event": "done", "spec": done.to_json()})
+            if done == PARENT:
+                assert schedule.next() == CHILD
+        assert schedule.next() == GIVEN and schedule.next() is None
+
+
+@pytest.mark.parametrize("failing", [PARENT, CHILD, OTHER_PARENT], ids=["parent of the masks", "masks", "weights"])
+@pytest.mark.parametrize("when", ["before the other", "after the other"])
+def test_one_that_fails_is_enough(tmp_path: Path, failing: RunSpec, when: str) -> None:
+    schedule = runs.Schedule(runs.missing([GIVEN], Store(tmp_path, also=()), refresh=False), progress=False)
+    other = OTHER_PARENT if failing != OTHER_PARENT else PARENT
+    reports = [("failed", failing), ("done", other)]
+    if failing == CHILD:
+        schedule.report({"event": "done", "spec": PARENT.to_json()})
+    for event, spec in reports if when == "before the other" else reports[::-1]:
+        schedule.report({"event": event, "spec": spec.to_json(), "reason": "it did"})
+    assert {spec for spec, reason in schedule.failed.values() if reason == "its parent run failed"} == (
+        {CHILD, GIVEN} if failing == PARENT else {GIVEN}
+    )
+    assert GIVEN.key() not in schedule.waiting and GIVEN not in [schedule.next() for _ in range(3)]
+
+
+def test_a_run_whose_weights_fail_fails_with_them(filled: Store, tmp_path: Path) -> None:
+    live = Store(tmp_path, also=[filled.folder])
+    hot = small(recipe=replace(RECIPE, lr=1e30), seed=5)
+    with pytest.raises(RunFailed, match="1 more failed like this or need one of these as parent") as told:
+        run([replace(GIVEN, weights=hot)], live, progress=False, workers=1)
+    assert f"run {hot.key()}" in str(told.value) and "0 of 2 missing runs were finished" in str(told.value)
+
+
+def test_what_is_taken_must_be_there_and_nothing_else(copied: Store) -> None:
+    """Of the run that its masks come from no weights are needed, and of the other one no masks."""
+    run([OTHER_PARENT], copied, progress=False)
+    assert runs.taken_from(GIVEN) == [(CHILD, "masks"), (OTHER_PARENT, "weights")]
+    assert runs.taken_from(CHILD) == [(PARENT, "weights")] and runs.taken_from(PARENT) == []
+    (copied.folder / f"{CHILD.key()}.weights.safetensors").unlink()
+    live = Store(copied.folder.parent / "live", also=[copied.folder])
+    assert list(runs.missing([GIVEN], live, False)) == [GIVEN.key()]
+    (copied.folder / f"{CHILD.key()}.masks.safetensors").unlink()
+    assert set(runs.missing([GIVEN], live, False)) == {GIVEN.key(), CHILD.key()}
+    (copied.folder / f"{OTHER_PARENT.key()}.weights.safetensors").unlink()
+    assert set(runs.missing([GIVEN], live, False)) == {GIVEN.key(), CHILD.key(), OTHER_PARENT.key()}
+    (copied.folder / f"{PARENT.key()}.weights.safetensors").unlink()
+    assert set(runs.missing([GIVEN], live, False)) == {s.key() for s in (GIVEN, CHILD, OTHER_PARENT, PARENT)}
+
+
+def test_with_other_weights_an_interrupted_run_starts_over(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
+    live = Store(tmp_path, also=[filled.folder])
+    run([OTHER_PARENT], live, progress=False)
+    with pytest.raises(runs.Paused):
+        runs.compute(GIVEN, live, device="cpu", until=0.0)
+    real, task = runs._initial, runs.tasks.of(runs._load("digits", 8, 0.5, 96, 50))
+    taken = real(GIVEN, live, task)[1]
+    assert taken is not None
+    other = taken | {"weights_sha256": "0" * 64}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_initial", lambda *a: (real(*a)[0], other))
+        with pytest.warns(RecordWarning, match="begun with other weights of another run\\); it starts over"):
+            runs.compute(GIVEN, live, device="cpu")
+
+
+# ------------------------------------------------------------------------------------ images held out, fewer looks
+
+
+def test_what_is_held_out_is_judged_and_neither_trained_on_nor_are_test_images_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = small(held_out=24)
+    specs = [parent, replace(parent, parent=parent, omega=2.0)]
+    stores = [Store(tmp_path / name, also=()) for name in ("plain", "other test images")]
+    frame = run(specs, stores[0], progress=False, workers=1)
+    data = runs.datasets.load("digits", size=8, difficulty=0.5, train=96, test=50)
+    held = data.hold_out(24)
+    for spec in specs:
+        record = stores[0].record(spec)
+        assert record.metrics["test_accuracy"] == training.accuracy(stores[0].network(spec), held)
+        assert (record.data["checksum"], record.spec.held_out) == (held.checksum, 24)
+        assert record.data["mean"] == held.mean.tolist()
+    real = runs.datasets.load
+
+    def load(name: str, **how: Any) -> Any:
+        found = real(name, **how)
+        return replace(found, test_images=255 - found.test_images, test_labels=(found.test_labels + 1) % 10)
+
+    runs._load.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.datasets, "load", load)
+        again = run(specs, stores[1], progress=False, workers=1)
+    runs._load.cache_clear()
+    assert tensors(stores[0].folder) == tensors(stores[1].folder)
+    same = ["key", "test_accuracy", "train_loss", "napl", "data_checksum"]
+    assert frame[same].equals(again[same])
+    # Trained on the first 72, as if there were no more, but for the mean that these have as well.
+    fewer = small(train=72)
+    run([fewer], stores[0], progress=False)
+    assert all(
+        torch.equal(tensor, stores[0].weights(parent)[name]) for name, tensor in stores[0].weights(fewer).items()
+    )
+
+
+LONG = small(recipe=replace(RECIPE, epochs=9, milestones=(6,)))
+SELDOM = small(recipe=replace(LONG.recipe, judged=3))
+
+
+def test_looking_less_often_changes_nothing_but_what_was_seen(tmp_path: Path) -> None:
+    place = Store(tmp_path, also=())
+    runs_of = [
+        *(LONG, SELDOM),
+        *(replace(one, parent=PARENT, omega=2.0) for one in (LONG, SELDOM)),
+    ]
+    run([PARENT, *runs_of], place, progress=False, workers=1)
+    for often, seldom in (runs_of[:2], runs_of[2:]):
+        one, other = place.weights(often), place.weights(seldom)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert place.record(often).metrics == place.record(seldom).metrics
+        rows, fewer = place.record(often).history, place.record(seldom).history
+        assert [row["epoch"] for row in fewer if row["test_accuracy"] is None] == [1, 2, 4]
+        for row, less in zip(rows, fewer, strict=True):
+            assert less["test_accuracy"] in (None, row["test_accuracy"])
+            assert {**row, "test_accuracy": None} == {**less, "test_accuracy": None}
+        assert '"test_accuracy":null' in (place.folder / f"{seldom.key()}.json").read_text()
+
+
+def test_an_interrupted_run_that_looks_seldom_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = runs.compute(SELDOM, Store(tmp_path / "whole", also=()), device="cpu")
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
+    place = Store(tmp_path / "parts", also=())
+    for _ in range(4):
+        with pytest.raises(runs.Paused):
+            runs.compute(SELDOM, place, device="cpu", until=0.0)
+    again = runs.compute(SELDOM, place, device="cpu")
+    for name in ("metrics", "history", "units", "files"):
+        assert getattr(again, name) == getattr(whole, name), name
+
+
+def test_the_factor_for_slopes_reaches_the_loop(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    real = training.fit
+
+    def fit(*arguments: Any, **how: Any) -> Any:
+        seen.append(how["slope_lr"])
+        return real(*arguments, **how)
+
+    monkeypatch.setattr(training, "fit", fit)
+    live = Store(tmp_path, also=[filled.folder])
+    fast = replace(CHILD, slope_lr=3.0)
+    run([fast], live, progress=False, workers=1)
+    assert seen == [3.0]
+    assert live.record(fast).metrics["active_fraction"] < live.record(CHILD).metrics["active_fraction"] < 1

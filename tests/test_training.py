@@ -1,5 +1,6 @@
 """The training loop on networks and data small enough to follow by hand."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from nladv_core.linearize import (
 )
 from nladv_core.recipes import RECIPES, Recipe
 from nladv_core.reports import unit_weights
+from nladv_core.specs import RunSpec
 
 
 def images(train: int = 96, test: int = 64, seed: int = 0, noise: float = 0.3) -> ImageData:
@@ -502,3 +504,142 @@ def test_a_narrow_strided_projection_trains_in_a_layout_that_is_safe(width: floa
     assert rows[0]["train_loss"] > 0
     wide = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert {weight.is_contiguous(memory_format=torch.channels_last) for weight in wide} == {safe}
+
+
+# --------------------------------------------------------------------------------------- a learning rate of slopes
+
+
+def one_step(
+    net: nn.Module, data: ImageData, recipe: Recipe, omega: float, slope_lr: float
+) -> tuple[list[float], list[list[float]]]:
+    """Slopes and last weights after one step of SGD on all images: in plain Python, number by number."""
+    first, unit, last = net.get_submodule("1"), dict(units(net))["2"], net.get_submodule("3")
+    weights, biases, slopes = first.weight.tolist(), first.bias.tolist(), unit.slope.tolist()  # type: ignore[union-attr,operator]
+    above, offsets = last.weight.tolist(), last.bias.tolist()  # type: ignore[union-attr,operator]
+    hidden, count = range(len(slopes)), len(data.train_labels)
+    slope_gradients = [0.0 for _ in hidden]
+    gradients = [[recipe.weight_decay * above[k][j] for j in hidden] for k in range(2)]
+    for image, label in zip(data.train_images.tolist(), data.train_labels.tolist(), strict=True):
+        pixels = [(value / 255 - 0.5) / 0.25 for rows in image for row in rows for value in row]
+        before = [sum(w * x for w, x in zip(weights[j], pixels, strict=True)) + biases[j] for j in hidden]
+        after = [max(z, 0.0) + slopes[j] * min(z, 0.0) for j, z in enumerate(before)]
+        logits = [sum(above[k][j] * after[j] for j in hidden) + offsets[k] for k in range(2)]
+        highest = max(logits)
+        powers = [math.exp(value - highest) for value in logits]
+        errors = [power / sum(powers) - (k == label) for k, power in enumerate(powers)]
+        for k, error in enumerate(errors):
+            for j in hidden:
+                gradients[k][j] += error * after[j] / count
+                slope_gradients[j] += error * above[k][j] * min(before[j], 0.0) / count
+    for j in hidden:  # of omega * (1 - slope) ** 0.5
+        slope_gradients[j] -= omega * 0.5 * (1 - slopes[j]) ** -0.5
+    rate = recipe.lr
+    moved = [min(max(slopes[j] - slope_lr * rate * slope_gradients[j], 0.0), 1.0) for j in hidden]
+    return moved, [[above[k][j] - rate * gradients[k][j] for j in hidden] for k in range(2)]
+
+
+@pytest.mark.parametrize("slope_lr", [1.0, 0.25, 3.0])
+def test_slopes_move_at_their_own_rate_and_weights_at_the_recipe_s(slope_lr: float) -> None:
+    torch.manual_seed(2)
+    net = linearize(nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 2)), (3, 4, 4))
+    (_, unit), *none = units(net)
+    assert not none
+    with torch.no_grad():
+        unit.slope.copy_(torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8]))
+    recipe, data = Recipe(epochs=1, lr=0.1, batch=12, weight_decay=0.01, flip=False), images(train=12, noise=2)
+    slopes, weights = one_step(net, data, recipe, 0.3, slope_lr)
+    rows = fitted(net, recipe, data, omega=0.3, slope_lr=slope_lr)
+    assert unit.slope.tolist() == pytest.approx(slopes, rel=1e-4, abs=1e-6)
+    assert net.get_submodule("3").weight.flatten().tolist() == pytest.approx(  # type: ignore[union-attr,operator]
+        [w for row in weights for w in row], rel=1e-4, abs=1e-6
+    )
+    assert rows[0]["lr"] == 0.1, "the row tells the recipe's"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_factor_for_slopes_goes_with_every_rate_of_the_schedule(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
+    real, seen = kind.step, []
+
+    def step(self: Any, *more: Any) -> Any:
+        seen.append([group["lr"] for group in self.param_groups])
+        return real(self, *more)
+
+    monkeypatch.setattr(kind, "step", step)
+    recipe = Recipe(epochs=3, lr=0.1, batch=48, milestones=(2,), warmup_steps=2, optimizer=optimizer)
+    fitted(sloped(), recipe, omega=0.01, slope_lr=0.5)
+    assert seen == [pytest.approx([rate, rate / 2]) for rate in (0.05, 0.1, 0.1, 0.1, 0.01, 0.01)]
+
+
+def test_a_rate_of_slopes_of_one_changes_no_bit_and_another_one_none_without_slopes() -> None:
+    plain, one, other = sloped(), sloped(), sloped()
+    rows = fitted(plain, omega=0.3)
+    assert fitted(one, omega=0.3, slope_lr=1.0) == rows != fitted(other, omega=0.3, slope_lr=2.0)
+    assert all(torch.equal(tensor, one.state_dict()[name]) for name, tensor in plain.state_dict().items())
+    assert fitted(network(), slope_lr=2.0) == fitted(network())
+
+
+def test_slopes_that_the_task_leaves_alone_lock_where_their_way_says() -> None:
+    """The loop itself: an omega a little below the one that `RunSpec.way` allows locks none, a little above all."""
+    recipe = Recipe(epochs=7, milestones=(5, 6), lr=0.02, batch=1, flip=False)
+
+    def left(omega: float) -> float:
+        net = sloped(width=2)
+        head = net.get_submodule("7").weight
+        assert isinstance(head, nn.Parameter)
+        head.data.zero_()  # no gradient flows below the head, which stays so
+        head.requires_grad_(False)
+        return float(fitted(net, recipe, images(train=100), omega=omega, slope_lr=2.0)[-1]["active_fraction"])
+
+    way = RunSpec(data="digits", net="resnet8", train=100, recipe=recipe, omega=1.0, slope_lr=2.0).way
+    assert way is not None
+    assert left(0.95 * 1.332 / way) == 1 and left(1.05 * 1.332 / way) == 0
+
+
+# ------------------------------------------------------------------------------------------------- seldom looked at
+
+
+SELDOM = replace(RECIPE, epochs=9, judged=3)
+
+
+def test_epochs_that_nobody_looks_at_say_so_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, looks = training._judged, []
+    monkeypatch.setattr(training, "_judged", lambda *more: looks.append(1) or real(*more))
+    often, seldom = sloped(), sloped()
+    rows = fitted(often, replace(SELDOM, judged=1), omega=0.3)
+    assert len(looks) == 9
+    fewer = fitted(seldom, SELDOM, omega=0.3)
+    assert len(looks) == 9 + 6, "after 3, and the last five"
+    assert [row["epoch"] for row in fewer if row["test_accuracy"] is None] == [1, 2, 4]
+    for row, less in zip(rows, fewer, strict=True):
+        assert list(row) == list(less)
+        assert less == row | ({"test_accuracy": None} if less["test_accuracy"] is None else {})
+    assert all(torch.equal(tensor, seldom.state_dict()[name]) for name, tensor in often.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("epoch", "where"), [(2, "with the weights after"), (3, "on the test split after")])
+@pytest.mark.parametrize("slopes", [False, True])
+def test_weights_that_the_last_step_of_an_epoch_spoils_are_noticed_at_once(
+    value: float, epoch: int, where: str, slopes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody looks at the test split: what is no number must not be saved as good."""
+    real, steps = torch.optim.SGD.step, []
+
+    def step(self: Any, *more: Any) -> Any:
+        found = real(self, *more)
+        steps.append(1)
+        if len(steps) == epoch * 6:  # 96 images in batches of 16
+            with torch.no_grad():
+                self.param_groups[0]["params"][-1].view(-1)[0] = value  # a bias of the head
+        return found
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    rows = []
+    with pytest.raises(training.TrainingDiverged, match=rf"the loss became \w+ {where} epoch {epoch} of 9; ") as told:
+        for row in training.fit(sloped() if slopes else network(), images(), SELDOM, seed=3):
+            rows.append(row["epoch"])
+    assert rows == list(range(1, epoch)) and len(steps) == epoch * 6
+    assert "lower lr (now 0.05)" in str(told.value) and "\n" not in str(told.value)

@@ -322,12 +322,31 @@ def test_a_record_tells_what_was_measured_and_its_network_comes_back(tmp_path: P
     assert runs.seconds(SPEC) > 0
 
 
+def test_masks_of_one_go_on_the_weights_of_another(tmp_path: Path) -> None:
+    short = replace(SPEC.recipe, epochs=1, milestones=())
+    plain = replace(SPEC, omega=0.0, goal=None, start=0)
+    source = replace(plain, parent=plain, omega=0.05)
+    given = replace(plain, parent=source, weights=plain, masks="exact", recipe=short)
+    store = Store(tmp_path, also=())
+    runs.run([given], store, progress=False, workers=1, device="cpu")
+    net, taken = runs._initial(given, store, tasks.of(datasets.load("number-words", train=90, test=24, size=80)))
+    trained = store.weights(plain)
+    state = net.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in trained.items())
+    masks = store.masks(source)
+    assert all(torch.equal(unit.active, masks[name]) for name, unit in nl.units(net))
+    assert not all(bool(mask.all()) for mask in masks.values())
+    assert taken is not None and (taken["key"], taken["weights_key"]) == (source.key(), plain.key())
+    assert store.record(given).metrics["active_fraction"] == store.record(source).metrics["active_fraction"]
+
+
 @pytest.mark.parametrize("masks", ["none", "layer"])
 def test_parents_and_masks_go_with_sentences_too(tmp_path: Path, masks: str) -> None:
     """As chapter 03 retrains, and chapter 04 starts late."""
     short = replace(SPEC.recipe, epochs=1, milestones=())
     omega = 0.0 if masks != "none" else 0.05
-    child = replace(SPEC, parent=SPEC, masks=masks, omega=omega, start=0, goal=None, recipe=short)
+    seed = 0 if masks == "none" else 1  # new weights, and another order of sentences
+    child = replace(SPEC, parent=SPEC, masks=masks, omega=omega, start=0, goal=None, recipe=short, seed=seed)
     frame = runs.run([child], Store(tmp_path, also=()), progress=False, workers=1, device="cpu")
     assert len(frame) == 1 and frame["active_fraction"][0] <= 0.7 + 1e-9
 
@@ -345,19 +364,26 @@ def test_a_chapter_compares_starts_within_one_training(tier: str) -> None:
     chapter = experiments.chapter("11", {"tier": tier, "device": "cpu"})
     specs = chapter.specs()
     seeds = {spec.seed for spec in specs}
-    assert len(seeds) >= {"smoke": 1, "reduced": 2}.get(tier, 3)
+    assert len(seeds) == (1 if tier == "smoke" else 3)
     for seed in seeds:
         own = [spec for spec in specs if spec.seed == seed]
         assert len([spec for spec in own if not spec.linearized]) == 1
         starts = [spec.start for spec in own if spec.linearized]
         assert starts[0] == 0 and len(starts) >= (2 if tier == "smoke" else 3) and len(set(starts)) == len(starts)
         assert len({spec.recipe for spec in own}) == 1
+        (plain,) = (spec for spec in own if not spec.linearized)
+        assert all(spec.control == plain for spec in own), "one training of a fixed length, with and without slopes"
         for spec in own:
             # Adam moves a slope by the learning rate a step at most: it must have the time to travel from 0 to 1.
             batches = math.ceil((spec.train or 29_000) / spec.recipe.batch)
             steps = math.ceil(batches / spec.recipe.accumulate)
             rates = [spec.recipe.lr_at(epoch) for epoch in range(spec.start, spec.recipe.epochs)]
             assert steps * sum(rates) > 1.1
+    assert {spec.start for spec in specs if spec.linearized} == set(
+        {"smoke": (0, 1), "quick": (0, 2, 5), "reduced": (0, 1, 2, 3), "paper": (0, 10, 20, 50, 100)}[tier]
+    )
+    # Lengths of sentences differ, so that a step is compiled in vain: bfloat16 pays on a GPU alone.
+    assert {spec.precision for spec in specs} == {"bfloat16" if tier == "paper" else "float32"}
     if tier == "paper":
         assert (specs[0].data, specs[0].net, specs[0].width) == ("multi30k", "transformer6", 1)
         assert 20 in {spec.start for spec in specs}, "the paper's epoch"
@@ -368,6 +394,13 @@ def test_what_the_chapter_refuses() -> None:
         ({"omega": 0.0}, "omega is 0"),
         ({"starts": [99]}, "start is 99"),
         ({"goal": 1.5}, "goal is 1.5"),
+        ({"epochs": 1}, "epochs is 1, expected at least 2: this recipe has 2 learning rates"),
+        ({"epochs": 3, "tier": "paper", "starts": [0]}, None),
+        ({"epochs": 2, "tier": "paper", "starts": [0]}, "epochs is 2, expected at least 3"),
     ):
+        if told is None:
+            (recipe,) = {spec.recipe for spec in experiments.chapter("11", {"device": "cpu"} | given).specs()}
+            assert recipe.milestones == (1, 2), "as many falls of the rate as in two hundred epochs"
+            continue
         with pytest.raises(SpecError, match=told):
             experiments.chapter("11", {"tier": "quick", "device": "cpu"} | given)
