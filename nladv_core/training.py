@@ -71,6 +71,7 @@ def fit(
     first: int = 0,
     momenta: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
+    not_compiled: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `net` in place on `device`; one row per finished epoch.
 
@@ -100,6 +101,7 @@ def fit(
         momenta: the optimiser's state by parameter name, read at the beginning; brought up to date before each row.
         ranks: the processes that train this network together, each with an equal `net` and all else equal too; the rows
             are those of the whole.
+        not_compiled: called besides the warning `NotCompiled`.
 
     Yields:
         `epoch` (from 1: epochs finished), `lr` and `omega` (in force at the epoch's last step), `train_loss` (mean
@@ -156,6 +158,7 @@ def fit(
         first,
         momenta,
         ranks,
+        not_compiled,
     )
 
 
@@ -178,6 +181,7 @@ def _epochs(
     first: int,
     momenta: dict[str, Tensor],
     ranks: Ranks,
+    not_compiled: Callable[[], None] | None,
 ) -> Iterator[dict[str, Any]]:
     net.to(device).eval()
     if device.type != "cpu" or not _overruns_in_channels_last(net):
@@ -189,7 +193,7 @@ def _epochs(
     constant, nothing = torch.tensor(omega, device=device), torch.zeros((), device=device)
     forward = _forward(net, precision, device, recipe.label_smoothing)
     if compiled:
-        forward = _compiled(forward, device, net)
+        forward = _compiled(forward, device, net, not_compiled)
     normalization = _normalization(net, ranks, compiled, device)
     steps = math.ceil(task.batch_count(recipe) / recipe.accumulate)  # of the optimiser, each epoch
 
@@ -301,7 +305,9 @@ def _forward(
     return forward
 
 
-def _compiled(forward: _Forward, device: torch.device, net: nn.Module) -> _Forward:
+def _compiled(
+    forward: _Forward, device: torch.device, net: nn.Module, not_compiled: Callable[[], None] | None = None
+) -> _Forward:
     """`forward`, which is that of `net`, compiled for batches of the shape of the first one."""
     from torch._dynamo.exc import TorchDynamoException  # here, as it takes a second
 
@@ -326,6 +332,8 @@ def _compiled(forward: _Forward, device: torch.device, net: nn.Module) -> _Forwa
             fast = None
             why = str(error).strip().partition("\n")[0]
             warnings.warn(f"the step is not compiled and runs more slowly ({why})", NotCompiled, stacklevel=4)
+            if not_compiled is not None:
+                not_compiled()
             return forward(labels, *inputs)
 
     return either
