@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,8 +39,8 @@ def milestones(tier: str) -> dict[str, list[RunSpec]]:
     """The experiments of a tier, the most urgent first: title -> its runs, each run where it is wanted first.
 
     At the tier "reduced" its pilot, then those of `tiers.ROWS`; else every chapter's first edition
-    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so that
-    there is soon a whole curve of one seed rather than one strength of all.
+    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so
+    that there is soon a whole curve of one seed rather than one strength of all.
 
     Raises:
         SpecError: an unknown tier.
@@ -50,11 +51,8 @@ def milestones(tier: str) -> dict[str, list[RunSpec]]:
         for title, row in ROWS:
             chapters = [experiments.CHAPTERS[name](tier=tier, device="cpu", **given) for name, given in row]
             groups[title] = [spec for chapter in chapters for spec in chapter.specs()]
-        rest = [
-            kind
-            for name, kind in experiments.CHAPTERS.items()
-            if all(name != row[0] for _, rows in ROWS for row in rows)
-        ]
+        named = {name for _, row in ROWS for name, _ in row}
+        rest = [kind for name, kind in experiments.CHAPTERS.items() if name not in named]
         groups |= {kind.name: [spec for edition in kind.editions(tier) for spec in edition.specs()] for kind in rest}
     else:
         rank = {name: i for i, name in enumerate(FIRST)}
@@ -121,11 +119,14 @@ def campaign(
             without = [spec for spec in specs if spec.data != name]
             say(f"left out {len(specs) - len(without)} runs: {reason}")
             specs = without
+    if not dry_run:
+        store.sweep()
     todo = runs.missing(specs, store, refresh=False)
     packing = Packing(where, runs.device_name(where), workers)
     pace = Pace(store, where)
     if any(costly(spec) for spec in todo.values()):
-        say(pace.measure(packing.count))
+        say("measuring how fast this machine trains; the first time the compiler takes some minutes ...")
+        say(pace.measure(packing.count, None if dry_run else time.time() + 60 * minutes / 4))
 
     def left() -> str:
         waiting = runs.missing(specs, store, refresh=False)
@@ -195,32 +196,42 @@ class Pace:
     """
 
     def __init__(self, store: Store, where: torch.device) -> None:
-        self.where, self.rate = where, None
+        self.where = where
+        self.rate: float | None = None
         device = runs.device_name(where)
-        done = [r for r in store.records() if r.device == device and not store.committed(r.key) and not costly(r.spec)]
+        done = [record for record in store.records() if record.device == device and not costly(record.spec)]
+        own = [record for record in done if not store.committed(record.key)]
+        done = own or done  # of other machines, where this one has done nothing yet
         expected = sum(runs.seconds(record.spec) for record in done)
         # Before anything was measured: seconds for one of `runs.seconds`.
         self._usual = sum(record.wall_s for record in done) / expected if expected else _USUAL.get(where.type, 1.0)
 
-    def measure(self, count: int) -> str:
+    def measure(self, count: int, until: float | None = None) -> str:
         """Train ResNet-20 on noise for some seconds, `count` times at once; a sentence of what came of it.
 
         The first time the compiler needs a minute or more for it.
+
+        Args:
+            until: give up at this time (`time.time()`); None: no end.
         """
+        rates: list[float] = []
         with Pool(__name__, "_serve_rate") as pool:
-            for number in range(count):
-                pool.start()
-                pool.give(number, {"device": str(self.where)})
-            found = [pool.events.get()[1] for _ in range(count)]
-        rates = [answer["rate"] for answer in found if answer is not None]
-        if len(rates) < count:
-            return "the rate of this machine cannot be measured: a worker process ended; hours are guessed"
+            for _ in range(count):
+                job = {"device": str(self.where), "spec": _MEASURED.to_json(), "seconds": _AT_LEAST}
+                pool.give(pool.start(), job)
+            while len(rates) < count:
+                left = None if until is None else max(0.0, until - time.time())
+                try:
+                    _, answer = pool.events.get(timeout=left)
+                except queue.Empty:
+                    return "the rate of this machine was not measured, as the time was up; hours are guessed"
+                if answer is None:
+                    return "the rate of this machine cannot be measured: a worker process ended; hours are guessed"
+                rates.append(answer["rate"])
         self.rate = sum(rates) / count
         told = f"measured: {sum(rates):,.0f} images a second of ResNet-20 in bfloat16, {count} at once"
-        if self.where.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            told += (
-                "; this processor has no bfloat16 arithmetic (AVX-512 BF16 or AMX), which makes it many times slower"
-            )
+        if not _has_bfloat16(self.where):
+            told += "; this processor has no bfloat16 arithmetic (AVX-512 BF16, AMX), which makes it many times slower"
         return told
 
     def seconds(self, spec: RunSpec) -> float:
@@ -236,6 +247,11 @@ class Pace:
         return images / self.rate * costs.operations(spec) / costs.operations(_MEASURED)
 
 
+def _has_bfloat16(where: torch.device) -> bool:
+    """Whether the device computes in bfloat16; if not, each product is put together from others."""
+    return where.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 _USUAL = {"cpu": 1.0, "cuda": 0.05}
 _MEASURED = RunSpec(data="cifar10", net="resnet20", recipe=RECIPES["reduced-train"], precision="bfloat16")
 _AT_LEAST = 8.0  # seconds of training that are measured
@@ -243,23 +259,26 @@ _AT_LEAST = 8.0  # seconds of training that are measured
 
 def _rate(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     torch.set_num_threads(1)
-    batches = 2 if torch.device(job["device"]).type == "cpu" else 40
-    images = torch.zeros(batches * _MEASURED.recipe.batch, 3, 32, 32, dtype=torch.uint8)
+    spec, where = RunSpec.from_json(job["spec"]), torch.device(job["device"])
+    # Where there is no such arithmetic nothing is gained by compiling, and a whole batch takes minutes.
+    able = _has_bfloat16(where)
+    recipe = replace(spec.recipe, epochs=10**6, milestones=(), judged=10**6)
+    recipe = recipe if able else replace(recipe, batch=8)
+    images = torch.zeros((40 if where.type != "cpu" else 2 if able else 1) * recipe.batch, 3, 32, 32, dtype=torch.uint8)
     images.random_(generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(images)) % 10
     data = datasets.ImageData(
         *("noise", images, labels, images[:10], labels[:10], tuple("0123456789")),
         *(torch.full((3,), 0.5), torch.full((3,), 0.25), "none", "noise", False),
     )
-    recipe = replace(_MEASURED.recipe, epochs=10**6, milestones=(), judged=10**6)
-    net = nets.build(_MEASURED.net)
+    net = nets.build(spec.net, width=spec.width)
     began, seen = 0.0, 0
-    for row in training.fit(net, data, recipe, seed=0, precision="bfloat16", compiled=True, device=job["device"]):
+    for row in training.fit(net, data, recipe, seed=0, precision=spec.precision, compiled=able, device=where):
         if row["epoch"] == 1:  # the compiler's
             began = time.perf_counter()
             continue
         seen += len(images)
-        if time.perf_counter() - began > _AT_LEAST:
+        if time.perf_counter() - began > job["seconds"]:
             break
     report({"rate": seen / (time.perf_counter() - began)})
 
@@ -345,7 +364,8 @@ def _state(store: Store, key: str, spec: RunSpec | None) -> list[str]:
         if "weights" in record.files and not store.committed(key):
             store.weights(key)
     except RecordError as error:
-        return [f"damaged: {error}", "set aside and computed again when it is next needed"]
+        how = "" if store.committed(key) else "set aside and "
+        return [f"damaged: {error}", f"{how}computed again in {store.folder} when it is next needed"]
     made = (
         f"computed {record.created} on {record.device} with torch {record.torch}, code version "
         f"{record.code.get('version')}, sources {record.code.get('source')}"

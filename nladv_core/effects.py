@@ -96,11 +96,6 @@ def start_epoch(spec: RunSpec) -> int:
     return spec.start + (spec.parent.recipe.epochs if spec.parent is not None else 0)
 
 
-def reached(record: Record) -> bool:
-    """Whether a run with a goal came to it, in what the goal counts."""
-    return record.reached
-
-
 # -------------------------------------------------------------------------------------------------- structure (§4.2)
 
 

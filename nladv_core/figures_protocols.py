@@ -324,7 +324,7 @@ def early_and_late(
                 kept = f"{label}, ReLUs kept"
                 top.plot(sorted(controls), mean_of, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.2, label=kept)
                 controlled += 1
-        missed = [run for runs in drawn.values() for run in runs if not reached(run)]
+        missed = [run for runs in drawn.values() for run in runs if not run.reached]
         for axis, which in panels if missed else ():
             x, y = [effects.start_epoch(run.spec) for run in missed], [which(run) for run in missed]
             what = "goal not reached" if axis is top else None
@@ -341,12 +341,6 @@ def early_and_late(
         bottom.set(ylabel="inactive at\nthe end, %", ylim=(max(-3, min(ends) - 8), min(103, max(ends) + 8)))
         bottom.set_xlabel("epochs of training before the start" + _spaced(bottom, sorted(starts)))
         return _stamp(figure, source)
-
-
-def reached(record: Record) -> bool:
-    """Whether a run with a goal made that share of its units inactive."""
-    # As the goal controller counts: sums of shares are not exact.
-    return record.spec.goal is not None and 1 - record.metrics["active_fraction"] >= record.spec.goal - 1e-9
 
 
 def _inactive(record: Record) -> float:

@@ -41,7 +41,6 @@ from nladv_core.effects import (
     layer_shares,
     line,
     longest_run,
-    reached,
     start_epoch,
     strong_layers,
     value,
@@ -455,7 +454,7 @@ def _by_start(records: Sequence[Record], column: str) -> tuple[dict[Unit, dict[f
             try:
                 row[start] = None
                 gone = 1 - one.metrics["active_fraction"]
-                if not reached(one) or one.spec.goal is None:
+                if not one.reached or one.spec.goal is None:
                     raise SaysNothing("missed the goal")
                 if gone > one.spec.goal + BEYOND_THE_GOAL:
                     raise SaysNothing(f"ended far beyond the goal, with {gone:.1%} of its units inactive")

@@ -311,7 +311,7 @@ def _conditions(
         "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
         "compilation": compiled,
-    }
+    } | ({"weights": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
 
 
 def device_name(where: torch.device) -> str:
@@ -363,11 +363,17 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
         return net, None
     if spec.masks != "none":
         taken_over = store.masks(parent)
-        if spec.masks != "exact":
-            generator = torch.Generator().manual_seed(training.stream(spec.seed, "masks"))
-            scope: Any = spec.masks
-            taken_over = permute_masks(taken_over, scope, generator)
-        apply_masks_(net, taken_over)
+        try:
+            if spec.masks != "exact":
+                generator = torch.Generator().manual_seed(training.stream(spec.seed, "masks"))
+                scope: Any = spec.masks
+                taken_over = permute_masks(taken_over, scope, generator)
+            apply_masks_(net, taken_over)
+        except SpecError as error:
+            raise RecordError(
+                f"the masks of run {parent} are another network's, or edited ({str(error).rstrip('.')}); delete its "
+                "record and its files, then `nladv run` computes it again"
+            ) from None
     elif parent.linearized:
         fill(net, store.weights(parent), f"the weights of run {parent}")
     (_, what), *others = taken_from(spec)
@@ -429,15 +435,17 @@ def run(
         )
     if devices > 1 and compiled:
         raise SpecError(f"devices is {devices}, and on several devices the step is not compiled; leave one of them out")
-    todo = missing(specs, store, refresh)
-    if todo:
-        if devices > 1:
-            workers = 1
-        if workers is None:
+    store.sweep()
+    tried: set[str] = set()
+    # More than once where a parent came out with other bits than before: then its children have to be computed again.
+    while todo := {key: spec for key, spec in missing(specs, store, refresh).items() if key not in tried}:
+        tried |= todo.keys()
+        count = 1 if devices > 1 else workers
+        if count is None:
             few = where.type == "cpu" and sum(map(seconds, todo.values())) < 6
-            workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
+            count = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
         schedule = Schedule(todo, progress)
-        work(schedule, store, workers=workers, device=device, refresh=refresh, compiled=compiled, devices=devices)
+        work(schedule, store, workers=count, device=device, refresh=refresh, compiled=compiled, devices=devices)
         schedule.raise_failures()
     return store.frame(specs)
 
@@ -462,6 +470,7 @@ def work(
     job = {
         "folder": str(store.folder),
         "also": list(map(str, store.also)),
+        "parents": store.parents and str(store.parents),
         "device": device,
         "refresh": refresh,
         "devices": devices,
@@ -478,7 +487,7 @@ def work(
 
 
 def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
-    """What has to be computed: runs without a usable record, and what they rest on that lacks weights or masks."""
+    """What has to be computed: wanted runs without a usable record, and their sources that lack weights or masks."""
     todo: dict[str, RunSpec] = {}
     waiting: list[tuple[RunSpec, tuple[str, ...]]] = [(spec, ()) for spec in specs]
     while waiting:
@@ -575,8 +584,8 @@ class Schedule:
         for key, spec in todo.items():
             before = {source.key() for source in spec.sources} & todo.keys()
             self._before[key] = len(before)
-            for key_before in before:
-                self._behind.setdefault(key_before, []).append(key)
+            for first in before:
+                self._behind.setdefault(first, []).append(key)
             if not before:
                 self._make_ready(key)
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
@@ -735,7 +744,7 @@ def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int, packin
 def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     """Compute one run unless another process has done so meanwhile, and report on it."""
     spec = RunSpec.from_json(job["spec"])
-    store = Store(job["folder"], job["also"])
+    store = Store(job["folder"], job["also"], job.get("parents"))
 
     def say(event: str, **more: Any) -> None:
         report({"event": event, "spec": job["spec"], **more})
@@ -757,11 +766,18 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
     try:
         with store.lock(spec, wait=until is None):
             # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
-            if not _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
-                damaged = store.state(spec) in ("damaged", "done")
+            if _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
+                store.sweep_run(spec)  # that process may have been killed before it could
+            else:
+                # One of older code is replaced, also if its parent has been already.
+                replaced = job["refresh"] and store.stale(spec)
+                damaged = store.state(spec) in ("damaged", "done") and not replaced
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:
-                    say("warning", text=f"run {spec} was damaged and is computed again; set aside as {names}")
+                    say(
+                        "warning",
+                        text=f"run {spec} was damaged or not its parent's and is computed again; set aside as {names}",
+                    )
                 begin: Callable[..., Record] = partial(compute, until=until, compiled=job.get("compiled"))
                 if job.get("devices", 1) > 1:
                     begin = partial(several_devices.compute, count=job["devices"])

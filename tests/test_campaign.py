@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import bare_environment
-from nladv_core import campaign, cli, experiments, runs, store, tiers, workers
+from nladv_core import campaign, cli, costs, datasets, experiments, pilot, runs, store, tiers, workers
 from nladv_core.errors import SpecError
-from nladv_core.recipes import Recipe
+from nladv_core.recipes import RECIPES, Recipe
 from nladv_core.runs import Paused, RunFailed, RunSpec, Store
 
 ROOT = Path(campaign.__file__).parents[1]
@@ -36,10 +36,19 @@ CHILDREN = [replace(PARENT, parent=PARENT, omega=omega) for omega in (0.1, 1.0)]
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store of its own, and a tier that wants three small runs."""
+    """A store of its own, and a tier with one experiment, of three small runs."""
     monkeypatch.setenv("NLADV_STORE", str(tmp_path / "runs"))
-    monkeypatch.setattr(campaign, "wanted", lambda tier: [*CHILDREN, PARENT])
+    wants(monkeypatch, *CHILDREN, PARENT)
     return Store()
+
+
+def wants(monkeypatch: pytest.MonkeyPatch, *specs: RunSpec) -> None:
+    """Whatever the tier is, these are its runs."""
+    monkeypatch.setattr(campaign, "milestones", lambda tier: {"a toy": list(specs)})
+
+
+# What is said of the three before any of them runs.
+TOY = "a toy: 3 runs, 0 s; done after 0 s"
 
 
 def lines(**more: Any) -> tuple[bool, list[str]]:
@@ -51,6 +60,9 @@ def lines(**more: Any) -> tuple[bool, list[str]]:
 @pytest.mark.parametrize("tier", experiments.TIERS)
 def test_first_editions_first_chapters_of_the_claims_first_and_one_seed_after_the_other(tier: str) -> None:
     specs = campaign.wanted(tier)
+    if tier == "reduced":  # an experiment of no chapter, and the first
+        assert specs[: len(pilot.specs())] == pilot.specs()
+        specs = specs[len(pilot.specs()) :]
     editions = {name: kind.editions(tier) for name, kind in experiments.CHAPTERS.items()}
     assert set(specs) == {spec for found in editions.values() for edition in found for spec in edition.specs()}
     assert len(specs) == len(set(specs))
@@ -69,11 +81,10 @@ def test_first_editions_first_chapters_of_the_claims_first_and_one_seed_after_th
         ]
     expected: list[RunSpec] = []
     for runs_of in groups:
-        seeds = {
-            spec: spec.parent.parent.seed if spec.masks != "none" and spec.parent else spec.seed for spec in runs_of
-        }
+        # What begins anew from masks belongs to the seed of the network that these come from.
+        seeds = {spec: spec.seed for spec in runs_of}
         for spec in runs_of:
-            if spec.role == "retrained further":
+            if spec.role.startswith("retrained"):
                 seeds[spec] = seeds[spec.parent]
         for seed in sorted(set(seeds.values())):  # a whole curve of one seed before another seed
             expected += [spec for spec in runs_of if seeds[spec] == seed and spec not in expected]
@@ -81,8 +92,36 @@ def test_first_editions_first_chapters_of_the_claims_first_and_one_seed_after_th
 
 
 def test_a_tier_that_nobody_knows() -> None:
-    with pytest.raises(SpecError, match="tier is 'huge'"):
-        campaign.wanted("huge")
+    for ask in (campaign.wanted, campaign.milestones):
+        with pytest.raises(SpecError, match="tier is 'huge'"):
+            ask("huge")
+
+
+@pytest.mark.parametrize("tier", experiments.TIERS)
+def test_experiments_hold_each_run_once_where_it_is_wanted_first(tier: str) -> None:
+    found = campaign.milestones(tier)
+    in_all = [spec for specs in found.values() for spec in specs]
+    assert in_all == campaign.wanted(tier) and len(in_all) == len(set(in_all))
+    if tier == "reduced":
+        titles = [title for title, _ in tiers.ROWS]
+        assert list(found)[: len(titles)] == titles
+        assert not any(found[title] for title in list(found)[len(titles) :]), "other chapters show what these compute"
+        early, backbone = titles[0], titles[1]
+        assert {spec.data for spec in found[early]} == {"multi30k"}
+        assert {spec.net for spec in found[backbone]} == {"resnet20"}
+        seen: set[RunSpec] = set()
+        for title, row in tiers.ROWS:
+            asked = {s for name, given in row for s in experiments.CHAPTERS[name](tier=tier, **given).specs()}
+            assert set(found[title]) == asked - seen
+            seen |= asked
+    else:
+        names = list(experiments.CHAPTERS)
+        assert [title for title in found if "," not in title] == [
+            *campaign.FIRST,
+            *sorted(set(names) - set(campaign.FIRST)),
+        ]
+        firsts = [number for number, title in enumerate(found) if "," not in title]
+        assert firsts == list(range(len(names))), "no second edition before every first one"
 
 
 def test_a_campaign_does_everything_and_says_so(own: Store) -> None:
@@ -90,8 +129,8 @@ def test_a_campaign_does_everything_and_says_so(own: Store) -> None:
     assert finished and all(own.state(spec) == "done" for spec in (PARENT, *CHILDREN))
     assert said[0].startswith(f"smoke on cpu, 5 minutes, {own.folder}: 3 of 3 runs left, 0 of them begun, about ")
     # the parent first, then in the order of the list
-    assert said[1:4] == [f"done {spec}" for spec in (PARENT, *CHILDREN)]
-    assert said[4].startswith("0 of 3 runs left")
+    assert said[1:5] == [TOY, *(f"done {spec}" for spec in (PARENT, *CHILDREN))]
+    assert said[5].startswith("0 of 3 runs left")
     finished, said = lines()
     assert finished and len(said) == 1
 
@@ -99,7 +138,55 @@ def test_a_campaign_does_everything_and_says_so(own: Store) -> None:
 def test_a_dry_run_computes_nothing_and_tells_the_order(own: Store) -> None:
     finished, said = lines(dry_run=True)
     assert not finished and not own.folder.exists()
-    assert said[1:] == [f"would compute {spec}: 3 epochs" for spec in (PARENT, *CHILDREN)]
+    assert said[1:] == [TOY, *(f"would compute {spec}: 3 epochs" for spec in (PARENT, *CHILDREN))]
+
+
+class Faked(campaign.Pace):
+    """Every run takes an hour; nothing is measured."""
+
+    def measure(self, count: int, until: float | None = None) -> str:
+        assert until is not None and 0 < until - time.time() < 60 * 60 / 4
+        return f"measured for {count}"
+
+    def seconds(self, spec: RunSpec) -> float:
+        return 3600.0
+
+
+def test_a_dry_run_tells_the_hours_of_each_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "Pace", Faked)
+    monkeypatch.setattr(datasets, "absent", lambda name: "no sentences here" if name == "multi30k" else None)
+    said: list[str] = []
+    place = Store(tmp_path / "runs", also=())
+    assert not campaign.campaign(
+        "reduced", minutes=60, store=place, device="cpu", workers=2, dry_run=True, say=said.append
+    )
+    assert re.fullmatch(r"left out \d+ runs: no sentences here", said.pop(0))
+    assert said.pop(0) == "measured for 2" and not place.folder.exists()
+    specs = [spec for spec in campaign.wanted("reduced") if spec.data != "multi30k"]
+    everything = {link for spec in specs for link in spec.lineage}
+    headline = said.pop(0)
+    assert headline.startswith("reduced on cpu, 60 minutes") and f"about {len(everything) / 2:.1f} h with 2" in headline
+    # Counted anew: whatever an experiment needs and none before it, half an hour each with two at once.
+    seen: set[RunSpec] = set()
+    for title, row in tiers.ROWS[1:]:
+        chapters = [experiments.CHAPTERS[name](tier="reduced", **given) for name, given in row]
+        needed = {link for chapter in chapters for spec in chapter.specs() for link in spec.lineage}
+        fresh = needed - seen
+        seen |= fresh
+        own, after = (f"{count / 2:.1f} h" for count in (len(fresh), len(seen)))
+        if fresh:
+            assert said.pop(0) == f"{title}: {len(fresh)} runs, {own}; done after {after}"
+    assert seen == everything and len(said) == len(everything)
+    assert all(line.startswith("would compute ") for line in said)
+
+
+def test_what_is_begun_takes_only_the_rest_of_its_hours(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "Pace", Faked)
+    monkeypatch.setattr(campaign, "_epochs_saved", lambda store, spec: 2 if spec == PARENT else 0)  # of three
+    _, said = lines(dry_run=True)
+    assert "3 of 3 runs left, 1 of them begun, about 2.3 h with 1 at once" in said[0]
+    assert said[1] == "a toy: 3 runs, 2.3 h; done after 2.3 h"
+    assert said[2] == f"would compute {PARENT}: 3 epochs, 2 epochs done"
 
 
 def test_what_there_is_no_time_for_is_kept_for_the_next_time(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,19 +242,21 @@ def test_a_run_that_does_not_stop_by_itself_is_killed_in_time(own: Store, monkey
     began = time.monotonic()
     finished, said = lines(minutes=0.05)
     assert not finished and 2.9 < time.monotonic() - began < 4
-    assert said[1] == f"run {PARENT} was stopped within an epoch, as the time was up; it goes on from its last save"
+    assert said[1] == TOY
+    assert said[2] == f"run {PARENT} was stopped within an epoch, as the time was up; it goes on from its last save"
     assert all(process.returncode is not None for process in pools[0].processes), "nobody is left behind"
 
 
 def test_a_run_whose_epoch_does_not_fit_is_not_begun(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(campaign, "_pace", lambda *_: 1e9)
+    monkeypatch.setattr(campaign.Pace, "seconds", lambda *_: 1e9)
     finished, said = lines()
-    assert not finished and said[1].startswith("3 of 3 runs left") and len(said) == 2
+    assert not finished and said[1] == "a toy: 3 runs, 833333.3 h; done after 833333.3 h"
+    assert said[2].startswith("3 of 3 runs left") and len(said) == 3
 
 
 def test_failures_do_not_keep_the_others_from_running(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     hot = replace(PARENT, recipe=replace(PARENT.recipe, lr=1e30))
-    monkeypatch.setattr(campaign, "wanted", lambda tier: [replace(hot, parent=hot, omega=1.0), hot, PARENT])
+    wants(monkeypatch, replace(hot, parent=hot, omega=1.0), hot, PARENT)
     said: list[str] = []
     with pytest.raises(RunFailed, match="lower lr"):
         campaign.campaign("smoke", minutes=5, workers=1, say=said.append)
@@ -187,13 +276,13 @@ def test_a_run_that_another_process_computes_is_left_to_it(own: Store, workers: 
                 other.close()
 
         assert campaign.campaign("smoke", minutes=5, workers=workers, say=say)
-    assert said[1:4] == [f"done {spec}" for spec in (PARENT, CHILDREN[1], CHILDREN[0])]
+    assert said[1:5] == [TOY, *(f"done {spec}" for spec in (PARENT, CHILDREN[1], CHILDREN[0]))]
 
 
 _TWO = """
 import json, sys
 from nladv_core import campaign, runs
-campaign.wanted = lambda tier: [runs.RunSpec.from_json(found) for found in json.loads(sys.argv[1])]
+campaign.milestones = lambda tier: {"a toy": [runs.RunSpec.from_json(found) for found in json.loads(sys.argv[1])]}
 campaign.campaign("smoke", minutes=2, workers=1, say=lambda line: print(line, flush=True))
 """
 
@@ -220,6 +309,117 @@ def test_two_campaigns_share_a_store(own: Store) -> None:
 def test_numbers_out_of_range_are_refused(own: Store, arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(SpecError, match=told):
         lines(**arguments)
+
+
+# --------------------------------------------------------------------------------------------------- how long it takes
+
+
+PLAIN = RunSpec(data="cifar10", net="resnet20", recipe=RECIPES["reduced-train"], precision="bfloat16")
+
+
+def pace(place: Store | None = None, rate: float | None = None) -> campaign.Pace:
+    found = campaign.Pace(place or Store(also=()), torch.device("cpu"))
+    found.rate = rate
+    return found
+
+
+def test_what_is_worth_measuring_is_compiled_and_has_images() -> None:
+    assert campaign.costly(PLAIN) and campaign.costly(replace(PLAIN, parent=PLAIN, omega=0.01))
+    for cheap in (PARENT, replace(PLAIN, precision="float32"), replace(PLAIN, train=100)):
+        assert not campaign.costly(cheap)
+    assert not any(campaign.costly(spec) for spec in experiments.wanted("11_transformer", "paper"))
+
+
+def test_seconds_follow_the_images_that_a_run_sees(own: Store) -> None:
+    at = pace(rate=1000.0)
+    short = RECIPES["reduced-linearize"]
+    # 24 epochs, the test split after 5, 10, 15 and 20 to 24; a forward pass is a third of a step.
+    assert at.seconds(PLAIN) == pytest.approx((24 * 50_000 + 8 * 10_000 / 3) / 1000)
+    child = replace(PLAIN, parent=PLAIN, recipe=short, omega=0.01)
+    tests = 7 * 10_000 / 3  # after 5, 10 and the last five
+    assert at.seconds(child) == pytest.approx((1.15 * 15 * 50_000 + tests) / 1000)
+    assert at.seconds(replace(child, start=5)) == pytest.approx(((15 + 0.15 * 10) * 50_000 + tests) / 1000)
+    assert at.seconds(child.control) == pytest.approx((15 * 50_000 + tests) / 1000)
+    held = replace(PLAIN, held_out=5000)
+    assert at.seconds(held) == pytest.approx((24 * 45_000 + 8 * 5000 / 3) / 1000)
+    fewer = replace(PLAIN, train=40_000, test=4000)
+    assert at.seconds(fewer) == pytest.approx((24 * 40_000 + 8 * 4000 / 3) / 1000)
+    deep = replace(PLAIN, net="resnet56")
+    ratio = costs.operations(deep) / costs.operations(PLAIN)
+    assert 3 < ratio < 3.2 and at.seconds(deep) == pytest.approx(ratio * at.seconds(PLAIN))
+    assert pace(rate=2000.0).seconds(PLAIN) == pytest.approx(at.seconds(PLAIN) / 2)
+
+
+def test_before_anything_was_measured_hours_are_guessed(own: Store) -> None:
+    for one in (PLAIN, PARENT):
+        assert pace().seconds(one) == runs.seconds(one)
+    assert pace(rate=1000.0).seconds(PARENT) == runs.seconds(PARENT), "digits are not what was measured"
+
+
+def test_runs_that_are_not_measured_take_as_long_as_those_before(own: Store) -> None:
+    runs.compute(PARENT, own, device="cpu")
+    factor = own.record(PARENT).wall_s / runs.seconds(PARENT)
+    other = replace(PARENT, seed=5)
+    assert pace(own).seconds(other) == pytest.approx(factor * runs.seconds(other))
+    committed = Store(own.folder.parent / "live", also=[own.folder])  # which was another machine, perhaps
+    assert pace(committed).seconds(other) == runs.seconds(other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_rate_is_measured_by_training(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that trains and compiles in no time, in two processes at once."""
+    tiny = replace(PLAIN, net="toynet3", width=0.25, precision="float32", recipe=replace(PLAIN.recipe, batch=8))
+    monkeypatch.setattr(campaign, "_MEASURED", tiny)
+    monkeypatch.setattr(campaign, "_AT_LEAST", 0.2)
+    found = pace()
+    told = found.measure(2)
+    assert found.rate is not None and found.rate > 10
+    rate = re.match(r"measured: ([\d,]+) images a second of ResNet-20 in bfloat16, 2 at once", told)
+    assert rate is not None and "\n" not in told
+    assert float(rate[1].replace(",", "")) == pytest.approx(2 * found.rate, abs=1)
+    slower = "; this processor has no bfloat16 arithmetic" in told
+    assert slower == (not torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert found.seconds(tiny) == runs.seconds(tiny), "not worth measuring itself"
+
+
+def test_the_rate_is_that_of_the_epochs_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one holds the compiler's work: here a minute, and every other a tenth of a second."""
+
+    def fit(net: Any, data: Any, recipe: Recipe, **how: Any) -> Any:
+        assert how["compiled"] and how["precision"] == "bfloat16" and how["device"] == "cpu"
+        assert (len(data.train_images), recipe.batch, recipe.judges(0)) == (256, 128, False)
+        assert recipe.milestones == () and recipe.lr == 0.1
+        return ({"epoch": epoch} for epoch in range(1, 100))
+
+    monkeypatch.setattr(campaign.training, "fit", fit)
+    ticks = iter([0.0, 0.1, 0.2, 0.3, 0.3])
+    monkeypatch.setattr(campaign.time, "perf_counter", lambda: next(ticks))
+    told: list[dict[str, Any]] = []
+    campaign._rate({"device": "cpu", "spec": PLAIN.to_json(), "seconds": 0.25}, told.append)
+    assert told == [{"rate": pytest.approx(3 * 256 / 0.3)}]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("pass", "cannot be measured: a worker process ended"),
+        ("import time; time.sleep(99)", "was not measured, as the time was up"),
+    ],
+)
+def test_where_nothing_can_be_measured_hours_are_guessed(
+    own: Store, monkeypatch: pytest.MonkeyPatch, body: str, told: str
+) -> None:
+    class Broken(workers.Pool):
+        def __init__(self, module: str, function: str) -> None:
+            super().__init__(module, function)
+            self._command = [sys.executable, "-c", body]
+
+    monkeypatch.setattr(campaign, "Pool", Broken)
+    found = pace()
+    began = time.monotonic()
+    assert found.measure(2, until=time.time() + 3) == f"the rate of this machine {told}; hours are guessed"
+    assert found.rate is None and time.monotonic() - began < 10
+    assert found.seconds(PLAIN) == runs.seconds(PLAIN)
 
 
 # ------------------------------------------------------------------------------------------- a machine with little
@@ -259,12 +459,17 @@ def test_why_tells_each_state(own: Store, monkeypatch: pytest.MonkeyPatch, capsy
 
     text = told()
     assert text.startswith(f"{wanted}\nmissing: there is no record in {own.folder}") and "2 epochs to compute" in text
-    assert "wanted by: 01_linearization (smoke)" in text and f"parent: {parent}: missing, computed first" in text
+    assert (
+        "wanted by: 01_linearization (smoke)" in text and f"takes weights of {parent}: missing, computed first" in text
+    )
     runs.compute(parent, own, device="cpu")
     with pytest.raises(Paused):
         runs.compute(wanted, own, device="cpu", until=0.0)
     text = told()
-    assert "begun: goes on after epoch 1 of 2" in text and f"parent: {parent}: done, its weights are there" in text
+    assert (
+        "begun: goes on after epoch 1 of 2" in text
+        and f"takes weights of {parent}: done, its weights are there" in text
+    )
     (own.folder / ".checkpoints" / f"{wanted.key()}.json").write_text("{}")
     assert "its checkpoint is damaged" in told()
     own.checkpoint(wanted).delete()
@@ -284,6 +489,38 @@ def test_why_tells_each_state(own: Store, monkeypatch: pytest.MonkeyPatch, capsy
     assert "damaged: " in told() and "its checksum is not the record's" in told()
     (own.folder / f"{wanted.key()}.json").write_text("{")
     assert "found something that is not JSON" in told() and "set aside and computed again" in told()
+
+
+def test_why_tells_all_that_a_run_takes(own: Store) -> None:
+    source = replace(PARENT, parent=PARENT, omega=2.0)
+    given = replace(PARENT, parent=source, masks="exact", weights=PARENT)
+    further = replace(PARENT, parent=given)
+    for spec in (PARENT, source, given):
+        runs.compute(spec, own, device="cpu")
+    text = campaign.why(given.key(), own).splitlines()
+    assert text[-2:] == [
+        f"takes masks of {source}: done, its masks are there",
+        f"takes weights of {PARENT}: done, its weights are there",
+    ]
+    (own.folder / f"{source.key()}.masks.safetensors").unlink()
+    (own.folder / f"{PARENT.key()}.json").unlink()
+    text = campaign.why(given.key(), own).splitlines()
+    assert text[-2:] == [
+        f"takes masks of {source}: its masks are missing or damaged, computed first where they are needed",
+        f"takes weights of {PARENT}: missing, computed first",
+    ]
+    runs.compute(PARENT, own, device="cpu")
+    runs.compute(further, own, device="cpu")
+    assert campaign.why(further.key(), own).splitlines()[-1] == f"takes weights of {given}: done, its weights are there"
+
+
+def test_why_finds_what_only_rests_on_what_a_chapter_wants() -> None:
+    (one,) = experiments.chapter("01", {"tier": "reduced", "device": "cpu"}).specs()
+    assert one.parent is not None
+    _, chapters = campaign._users()[one.parent.key()]
+    assert "01_linearization (reduced)" in chapters and "06_accuracy_and_depth (reduced)" in chapters
+    given = [s for s in experiments.wanted("03_retraining_masks", "reduced") if s.weights is not None]
+    assert all(campaign._users()[s.key()][1] == ["03_retraining_masks (reduced)"] for s in given[:1])
 
 
 def test_why_knows_stored_runs_that_no_chapter_wants(own: Store) -> None:

@@ -72,7 +72,7 @@ class TestStartEpoch:
 
     def test_the_last_unit_may_be_a_rounding_error_away(self) -> None:
         # 0.9 of ten units: 1 - 0.1 is 0.9 exactly or not, depending on how the shares were summed.
-        assert effects.reached(self.started(0, 0, 60, left=math.nextafter(0.1, 1)))
+        assert self.started(0, 0, 60, left=math.nextafter(0.1, 1)).reached
         assert effects.reached(self.started(0, 0, 60, left=0.05))
         assert not effects.reached(self.started(0, 0, 60, left=0.101))
         assert not effects.reached(record(child(), active_fraction=0.0))  # it had no goal
