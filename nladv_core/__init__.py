@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from nladv_core.path_rules import declare_path_rule
     from nladv_core.paths import PathLength, path_length, visit_probability
+    from nladv_core.reports import unit_weights
 
 __version__ = "0.1.0"
 
@@ -47,7 +48,7 @@ _LATER = {
     "path_rules": ("declare_path_rule",),
     "paths": ("PathLength", "path_length", "visit_probability"),
     "recipes": ("Recipe", "RECIPES"),
-    "reports": ("Report", "report"),
+    "reports": ("Report", "report", "unit_weights"),
     "runs": ("RunSpec", "Store"),
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
@@ -82,6 +83,7 @@ __all__ = [
     "project_slopes_",
     "save_masks",
     "slope_penalty",
+    "unit_weights",
     "units",
     "visit_probability",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nladv_core import costs, datasets, experiments, nets, runs, texts, training
+from nladv_core import costs, datasets, experiments, nets, pilot, runs, texts, training
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.packing import Packing
 from nladv_core.recipes import RECIPES
@@ -32,18 +32,22 @@ FIRST = (
 )
 
 
+PILOT = "the pilot"  # of the tier "reduced", an experiment of no chapter
+
+
 def milestones(tier: str) -> dict[str, list[RunSpec]]:
     """The experiments of a tier, the most urgent first: title -> its runs, each run where it is wanted first.
 
-    At the tier "reduced" those of `tiers.ROWS`; else every chapter's first edition (`Chapter.editions`) before any
-    second one, chapters in the order `FIRST`. Within an experiment seed by seed, so that there is soon a whole curve of
-    one seed rather than one strength of all.
+    At the tier "reduced" its pilot, then those of `tiers.ROWS`; else every chapter's first edition
+    (`Chapter.editions`) before any second one, chapters in the order `FIRST`. Within an experiment seed by seed, so
+    that there is soon a whole curve of one seed rather than one strength of all.
 
     Raises:
         SpecError: an unknown tier.
     """
     groups: dict[str, list[RunSpec]] = {}
     if tier == "reduced":
+        groups[PILOT] = pilot.specs()
         for title, row in ROWS:
             chapters = [experiments.CHAPTERS[name](tier=tier, device="cpu", **given) for name, given in row]
             groups[title] = [spec for chapter in chapters for spec in chapter.specs()]
@@ -115,11 +119,14 @@ def campaign(
             without = [spec for spec in specs if spec.data != name]
             say(f"left out {len(specs) - len(without)} runs: {reason}")
             specs = without
+    if not dry_run:
+        store.sweep()
     todo = runs.missing(specs, store, refresh=False)
     packing = Packing(where, runs.device_name(where), workers)
     pace = Pace(store, where)
     if any(costly(spec) for spec in todo.values()):
-        say(pace.measure(packing.count, time.time() + 60 * minutes / 4))
+        say("measuring how fast this machine trains; the first time the compiler takes some minutes ...")
+        say(pace.measure(packing.count, None if dry_run else time.time() + 60 * minutes / 4))
 
     def left() -> str:
         waiting = runs.missing(specs, store, refresh=False)
@@ -189,9 +196,12 @@ class Pace:
     """
 
     def __init__(self, store: Store, where: torch.device) -> None:
-        self.where, self.rate = where, None
+        self.where = where
+        self.rate: float | None = None
         device = runs.device_name(where)
-        done = [r for r in store.records() if r.device == device and not store.committed(r.key) and not costly(r.spec)]
+        done = [record for record in store.records() if record.device == device and not costly(record.spec)]
+        own = [record for record in done if not store.committed(record.key)]
+        done = own or done  # of other machines, where this one has done nothing yet
         expected = sum(runs.seconds(record.spec) for record in done)
         # Before anything was measured: seconds for one of `runs.seconds`.
         self._usual = sum(record.wall_s for record in done) / expected if expected else _USUAL.get(where.type, 1.0)
@@ -220,7 +230,7 @@ class Pace:
                 rates.append(answer["rate"])
         self.rate = sum(rates) / count
         told = f"measured: {sum(rates):,.0f} images a second of ResNet-20 in bfloat16, {count} at once"
-        if self.where.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if not _has_bfloat16(self.where):
             told += "; this processor has no bfloat16 arithmetic (AVX-512 BF16, AMX), which makes it many times slower"
         return told
 
@@ -237,6 +247,11 @@ class Pace:
         return images / self.rate * costs.operations(spec) / costs.operations(_MEASURED)
 
 
+def _has_bfloat16(where: torch.device) -> bool:
+    """Whether the device computes in bfloat16; if not, each product is put together from others."""
+    return where.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 _USUAL = {"cpu": 1.0, "cuda": 0.05}
 _MEASURED = RunSpec(data="cifar10", net="resnet20", recipe=RECIPES["reduced-train"], precision="bfloat16")
 _AT_LEAST = 8.0  # seconds of training that are measured
@@ -244,19 +259,21 @@ _AT_LEAST = 8.0  # seconds of training that are measured
 
 def _rate(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     torch.set_num_threads(1)
-    spec = RunSpec.from_json(job["spec"])
-    batches = 2 if torch.device(job["device"]).type == "cpu" else 40
-    images = torch.zeros(batches * spec.recipe.batch, 3, 32, 32, dtype=torch.uint8)
+    spec, where = RunSpec.from_json(job["spec"]), torch.device(job["device"])
+    # Where there is no such arithmetic nothing is gained by compiling, and a whole batch takes minutes.
+    able = _has_bfloat16(where)
+    recipe = replace(spec.recipe, epochs=10**6, milestones=(), judged=10**6)
+    recipe = recipe if able else replace(recipe, batch=8)
+    images = torch.zeros((40 if where.type != "cpu" else 2 if able else 1) * recipe.batch, 3, 32, 32, dtype=torch.uint8)
     images.random_(generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(images)) % 10
     data = datasets.ImageData(
         *("noise", images, labels, images[:10], labels[:10], tuple("0123456789")),
         *(torch.full((3,), 0.5), torch.full((3,), 0.25), "none", "noise", False),
     )
-    recipe = replace(spec.recipe, epochs=10**6, milestones=(), judged=10**6)
     net = nets.build(spec.net, width=spec.width)
     began, seen = 0.0, 0
-    for row in training.fit(net, data, recipe, seed=0, precision=spec.precision, compiled=True, device=job["device"]):
+    for row in training.fit(net, data, recipe, seed=0, precision=spec.precision, compiled=able, device=where):
         if row["epoch"] == 1:  # the compiler's
             began = time.perf_counter()
             continue
@@ -347,7 +364,8 @@ def _state(store: Store, key: str, spec: RunSpec | None) -> list[str]:
         if "weights" in record.files and not store.committed(key):
             store.weights(key)
     except RecordError as error:
-        return [f"damaged: {error}", "set aside and computed again when it is next needed"]
+        how = "" if store.committed(key) else "set aside and "
+        return [f"damaged: {error}", f"{how}computed again in {store.folder} when it is next needed"]
     made = (
         f"computed {record.created} on {record.device} with torch {record.torch}, code version "
         f"{record.code.get('version')}, sources {record.code.get('source')}"

@@ -1,7 +1,9 @@
 """The paper's claims and what the committed records say of them: `data/claims.toml`, read, checked and judged.
 
-A verdict follows from a rule that stood in the ledger before the runs; it rests on the records in `data/results/paper`
-and on nothing else. What `data/results/reduced` holds is shown beside it as evidence at reduced size and never judged.
+A claim has one primary part, whose statistic and criterion stood in the ledger before the runs; the others are
+secondary and turn no verdict. A verdict rests on the records in `data/results/paper`; those in `data/results/reduced`
+give a direction, by the same statistic. A run counts if it is one of the part's experiment, with the strengths and
+seeds that are fixed there; whatever else lies in the folder does not.
 """
 
 from __future__ import annotations
@@ -15,25 +17,52 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nladv_core import effects, experiments, values
+from nladv_core import controls, effects, experiments, intervals, outcomes, values
+from nladv_core.controls import Measured
 from nladv_core.errors import SpecError
+from nladv_core.intervals import Estimate
 from nladv_core.places import project_root
 from nladv_core.specs import RunSpec
 from nladv_core.store import Record
-from nladv_core.summaries import difference, edition_title
 
-# Of several parts, the first of these that occurs is the verdict on the whole; "exceeds" only if all parts do.
-VERDICTS = ("differs", "not run", "too few seeds", "inconclusive", "reproduced", "exceeds")
-SEEDS = 3  # fewer are not judged
+SIZES = ("paper", "reduced")  # tiers whose records are committed
+SEEDS = 3  # fewer repetitions are not judged
+# Points that the control may end above its parent, in the mean: more, and the parent was not on its plateau.
+PLATEAU = 0.5
 
+# Every word that a part can come to, by the size of its runs, the most favourable first: the one table of them.
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "paper": {
+        "exceeds": "The 95 % interval lies wholly above the paper's number and its tolerance.",
+        "reproduced": (
+            "The interval lies wholly where the claim says: on its side of zero or of the bound (95 %), or within the "
+            "margin of equality (90 %). Of a number of the paper: the mean lies within its tolerance, and the 95 % "
+            "interval within twice the tolerance."
+        ),
+        "inconclusive": "Neither: the repetitions do not settle it, or too many of them say nothing.",
+        "differs": "The interval lies wholly on the other side, or wholly outside the margin.",
+        "too few seeds": f"Fewer than {SEEDS} repetitions; their values are told.",
+        "not run": "No repetition is complete.",
+    },
+    "reduced": {
+        "same direction": "What would be *exceeds* or *reproduced*, were the runs of the paper's size.",
+        "undecided": f"Neither, or fewer than {SEEDS} repetitions.",
+        "opposite": "What would be *differs*.",
+        "nothing yet": "No repetition is complete, or what there is cannot be used; then it says why.",
+    },
+}
+VERDICTS, DIRECTIONS = tuple(WORDS["paper"]), tuple(WORDS["reduced"])
+_DIRECTION_OF = {"exceeds": "same direction", "reproduced": "same direction", "differs": "opposite"}
+_DIRECTION_OF |= {"inconclusive": "undecided", "too few seeds": "undecided", "not run": "nothing yet"}
+
+# What is written as 0.5 away must not fail, and what is 0 must not be told from 0, for the last digit of a sum.
+_ROUNDING = 1e-9
 _APART = ("path lengths", "sharpness")  # statistics that need no runs
 _CRITERIA = ("value", "at_least", "at_most", "direction", "within")
 _DEPTHS = (20, 32, 44, 56)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=512)
 def _specs(chapter: str, parameters: str) -> tuple[RunSpec, ...]:
     """The runs of a chapter, its parameters as JSON: several parts ask for the same."""
     return tuple(experiments.chapter(chapter, json.loads(parameters)).specs())
@@ -44,58 +73,54 @@ class Part:
     """One question that records can answer.
 
     Attributes:
-        name: what it is about.
-        statistic: a name in `effects.STATISTICS`; `"path lengths"`: C14's, computed now; `"sharpness"`: C10's, from the
-            committed pictures (`features.verdict`).
-        experiment: `chapter` and parameters of it, at the tier "paper". Runs that differ from its runs in seed and
-            strength only count as well; a seed counts once all networks of the experiment were linearized with it, at
-            as many strengths (of what `at` interpolates and of retrainings, whatever there is counts).
-        minus: parameters that differ in a second experiment, whose statistic is subtracted seed by seed.
+        name: what it is about; never a network or a size, which come from the records.
+        primary: whether it decides on the claim.
+        statistic: a name in `outcomes.STATISTICS`; `"path lengths"`: C14's, computed now; `"sharpness"`: C10's, from
+            the committed pictures (`features.verdict`).
+        experiment: `chapter` and parameters of it. Its runs are those of the chapter at the tier, with what they
+            descend from and their controls; no other strength or seed counts.
+        minus: parameters that differ in a second experiment that shares nothing with the first; its statistic is
+            subtracted, the interval is Welch's.
+        also: further experiments whose runs are pooled with those of the first.
         options: what the statistic takes.
+        reduced, reduced_options: parameters and options that differ at the tier "reduced".
+        paper_only: it is not asked at reduced size, as its bound is of the paper's network.
         value, tolerance: the paper's number, and how far the mean may lie from it.
-        at_least, at_most: a bound that the whole interval must keep (every single seed, if `every`).
-        within: a bound that the whole interval must keep on either side of zero.
-        direction: of the interval from zero: `"higher"`, `"lower"` or `"any"`.
-        every: a bound holds for every single seed, itself included, in place of the interval.
+        at_least, at_most: a bound that the whole 95 % interval must keep.
+        within: a margin on either side of zero, that of an equality: for the whole 90 % interval.
+        direction: of the 95 % interval from zero: `"higher"`, `"lower"` or `"any"`.
     """
 
     name: str
     statistic: str
+    primary: bool = False
     experiment: dict | None = None
     minus: dict | None = None
+    also: tuple[dict, ...] = ()
     options: dict | None = None
+    reduced: dict | None = None
+    reduced_options: dict | None = None
+    paper_only: bool = False
     value: float | None = None
     tolerance: float | None = None
     at_least: float | None = None
     at_most: float | None = None
     within: float | None = None
     direction: str | None = None
-    every: bool = False
 
     def __post_init__(self) -> None:
         values.canonical(self, "part")
-        set_to = {f.name: getattr(self, f.name) for f in fields(self)}
-        given = {n for n, v in set_to.items() if v is not None and v is not False} - {"name", "statistic"}
+        free = {"name", "statistic", "primary", "paper_only"}
+        given = {f.name for f in fields(self) if getattr(self, f.name) not in (None, ())} - free
         if self.statistic in _APART:
-            needed = {"tolerance"} if self.statistic == "path lengths" else set()
-            if given != needed:
+            needed = {"tolerance"} if self.statistic == "path lengths" else {"options"}
+            if given - {"reduced_options"} != needed:
                 raise SpecError(
                     f"part {self.name!r}: found {', '.join(sorted(given)) or 'nothing'}, but statistic "
-                    f"{self.statistic!r} takes exactly {', '.join(sorted(needed)) or 'nothing'}"
+                    f"{self.statistic!r} takes exactly {', '.join(sorted(needed))}"
                 )
         else:
-            effects.check(self.statistic, self.options or {})
-            criteria = given & set(_CRITERIA)
-            if len(criteria) != 1 or ("tolerance" in given) != ("value" in given):
-                told = ", ".join(sorted(criteria | given & {"tolerance"})) or "no criterion"
-                raise SpecError(
-                    f"part {self.name!r}: found {told}, but it takes exactly one of {', '.join(_CRITERIA)} "
-                    "(a value with its tolerance)"
-                )
-            if self.every and not criteria & {"at_least", "at_most"}:
-                raise SpecError(f"part {self.name!r}: every takes exactly at_least or at_most, found {criteria.pop()}")
-            if self.families() == (self.families(self.minus) if self.minus is not None else None):
-                raise SpecError(f"part {self.name!r}: minus has the same runs; name a parameter that makes others")
+            self._check_experiment(given)
         if self.direction not in (None, "higher", "lower", "any"):
             raise SpecError(f"part {self.name!r}: direction is {self.direction!r}, expected higher, lower or any")
         for name in ("tolerance", "within"):
@@ -103,31 +128,64 @@ class Part:
             if bound is not None and not bound > 0:
                 raise SpecError(f"part {self.name!r}: {name} is {bound:g}, expected above 0")
 
-    def families(self, differing: Mapping[str, Any] | None = None) -> frozenset[RunSpec]:
-        """The experiment's runs without their seeds and strengths (`effects.family`).
+    def _check_experiment(self, given: set[str]) -> None:
+        sizes = SIZES[:1] if self.paper_only else SIZES
+        for tier in sizes:
+            outcomes.check(self.statistic, self.of(tier))
+        criteria = given & set(_CRITERIA)
+        if len(criteria) != 1 or ("tolerance" in given) != ("value" in given):
+            told = ", ".join(sorted(criteria | given & {"tolerance"})) or "no criterion"
+            raise SpecError(
+                f"part {self.name!r}: found {told}, but it takes exactly one of {', '.join(_CRITERIA)} "
+                "(a value with its tolerance)"
+            )
+        if self.paper_only and given & {"reduced", "reduced_options"}:
+            raise SpecError(f"part {self.name!r}: it is not asked at reduced size; leave out reduced, or paper_only")
+        for tier in sizes:
+            first = self.specs(tier)
+            if self.minus is not None and set(first) == set(self.specs(tier, self.minus)):
+                raise SpecError(f"part {self.name!r}: minus has the same runs; name a parameter that makes others")
+
+    def of(self, tier: str) -> dict[str, Any]:
+        """Options of the statistic at a tier."""
+        return dict(self.options or {}) | dict((self.reduced_options or {}) if tier == "reduced" else {})
+
+    def specs(self, tier: str = "paper", differing: Mapping[str, Any] | None = None) -> list[RunSpec]:
+        """The runs of the experiments at a tier, with other parameters where `differing` says so.
 
         Raises:
             SpecError: no chapter is named, or it has no runs, or it refuses a parameter.
         """
-        return frozenset(map(effects.family, self.specs(differing)))
+        found: dict[RunSpec, None] = {}
+        for experiment in (self.experiment or {}, *self.also):
+            given = dict(experiment) | dict((self.reduced or {}) if tier == "reduced" else {}) | dict(differing or {})
+            named = given.pop("chapter", None)
+            if not isinstance(named, str):
+                raise SpecError(f"part {self.name!r}: its experiment names no chapter; add chapter and its parameters")
+            fixed = {"tier": tier, "device": "cpu"}
+            if taken := set(fixed) & set(given):
+                raise SpecError(
+                    f"part {self.name!r}: {', '.join(sorted(taken))} cannot be chosen; a verdict rests on paper"
+                )
+            specs = _specs(named, values.text(given | fixed))
+            if not specs:
+                raise SpecError(f"part {self.name!r}: chapter {named} has no runs that could be judged; name another")
+            found |= dict.fromkeys(specs)
+        return list(found)
 
-    def specs(self, differing: Mapping[str, Any] | None = None) -> list[RunSpec]:
-        """The experiment's runs, with other parameters where `differing` says so.
-
-        Raises:
-            SpecError: no chapter is named, or it has no runs, or it refuses a parameter.
-        """
-        given = dict(self.experiment or {}) | dict(differing or {})
-        named = given.pop("chapter", None)
-        if not isinstance(named, str):
-            raise SpecError(f"part {self.name!r}: its experiment names no chapter; add chapter and its parameters")
-        fixed = {"tier": "paper", "device": "cpu"}
-        if taken := set(fixed) & set(given):
-            raise SpecError(f"part {self.name!r}: {', '.join(sorted(taken))} cannot be chosen; verdicts rest on paper")
-        specs = _specs(named, values.text(given | fixed))
-        if not specs:
-            raise SpecError(f"part {self.name!r}: chapter {named} has no runs that could be judged; name another")
-        return list(specs)
+    @property
+    def rule(self) -> str:
+        """Its criterion in words."""
+        if self.direction is not None:
+            side = {"higher": "above zero", "lower": "below zero", "any": "apart from zero"}[self.direction]
+            return f"{side} (95 % interval)"
+        if self.within is not None:
+            return f"equal within {self.within:g} (90 % interval)"
+        if self.value is not None and self.tolerance is not None:
+            return f"{self.value:g} ± {self.tolerance:g} (95 % interval within ± {2 * self.tolerance:g})"
+        if self.at_least is not None:
+            return f"at least {self.at_least:g} (95 % interval)"
+        return f"at most {self.at_most:g} (95 % interval)" if self.at_most is not None else "as the claim's rule says"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +195,9 @@ class Claim:
     Attributes:
         id, section, title, claim: where the paper says what, in our words.
         paper: its numbers.
-        rule: how the verdict is reached, in words.
-        parts: the same for the machine; at least one.
+        rule: how the primary part is judged, in words.
+        parts: the same for the machine; one of them is primary.
         chapter: the chapter that shows it, or None.
-        reduced: fields of `RunSpec` that a run must have to count as evidence at reduced size, or None.
     """
 
     id: str
@@ -151,44 +208,67 @@ class Claim:
     rule: str
     parts: tuple[Part, ...]
     chapter: str | None = None
-    reduced: dict | None = None
 
     def __post_init__(self) -> None:
         values.canonical(self, f"claim {self.id}")
-        if not self.parts:
-            raise SpecError(f"claim {self.id}: has no part, expected at least one [[claim.part]]")
-        for name in self.reduced or {}:
-            if name not in values.hints(RunSpec):
-                raise SpecError(f"claim {self.id}: unknown field {name!r}{values.nearest(name, values.hints(RunSpec))}")
+        primary = [part.name for part in self.parts if part.primary]
+        if len(primary) != 1:
+            raise SpecError(
+                f"claim {self.id}: has {len(primary)} primary parts, expected one [[claim.part]] with primary = true"
+            )
+        names = [part.name for part in self.parts]
+        if len(set(names)) < len(names):
+            raise SpecError(f"claim {self.id}: two parts have one name; tell them apart")
+
+    @property
+    def primary(self) -> int:
+        """Which of its parts decides."""
+        return next(i for i, part in enumerate(self.parts) if part.primary)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the records say of one part.
+    """What the records of one size say of one part.
 
     Attributes:
-        verdict: one of `VERDICTS`.
+        word: one of `WORDS` for that size.
         note: the numbers it rests on, or why there are none.
-        seeds: how many repetitions it rests on; 0 where nothing was run or repetition means nothing.
+        n: independent repetitions with a number; 0 where nothing was run or repetition means nothing.
+        ran: networks, data, epochs and images, from the records; "" where nothing was run.
+        estimate: mean and standard error; None without a number.
     """
 
-    verdict: str
+    word: str
     note: str
-    seeds: int = 0
+    n: int = 0
+    ran: str = ""
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the records say of one claim: part by part, together, and at reduced size."""
+    """What the records say of one claim, part by part.
+
+    Attributes:
+        claim: it.
+        paper: outcomes of its parts at the paper's size.
+        reduced: the same at reduced size; None for what is not asked there.
+    """
 
     claim: Claim
-    outcomes: tuple[Outcome, ...]
-    evidence: tuple[str, ...]
+    paper: tuple[Outcome, ...]
+    reduced: tuple[Outcome | None, ...]
 
     @property
     def verdict(self) -> str:
-        """The least favourable verdict of the parts, in the order of `VERDICTS`."""
-        return min((outcome.verdict for outcome in self.outcomes), key=VERDICTS.index)
+        """That of the primary part, one of `VERDICTS`."""
+        return self.paper[self.claim.primary].word
+
+    @property
+    def direction(self) -> str | None:
+        """That of the primary part at reduced size, one of `DIRECTIONS`; None if it is not asked there."""
+        found = self.reduced[self.claim.primary]
+        return None if found is None else found.word
 
 
 def read(path: Path | None = None) -> tuple[Claim, ...]:
@@ -217,7 +297,7 @@ def read(path: Path | None = None) -> tuple[Claim, ...]:
 
 
 def judge(claims: Sequence[Claim] | None = None, results: Path | None = None) -> list[Judgement]:
-    """Every claim with its verdict from `results/paper` and its evidence from `results/reduced`.
+    """Every claim with its verdict from `results/paper` and its direction from `results/reduced`.
 
     Args:
         claims: default: the ledger.
@@ -229,14 +309,17 @@ def judge(claims: Sequence[Claim] | None = None, results: Path | None = None) ->
     from nladv_core import features  # not above: it needs what draws, and the ledger is read without
 
     results = results or project_root() / "data" / "results"
-    paper, reduced = records(results / "paper"), records(results / "reduced")
-    pictures = {tier: features.committed(tier, results) for tier in ("paper", "reduced")}
+    found = {tier: records(results / tier) for tier in SIZES}
+    pictures = {tier: features.committed(tier, results) for tier in SIZES}
     judged = []
     for claim in read() if claims is None else claims:
-        seen = evidence(claim, reduced) + tuple(line for part in claim.parts for line in measured(part, reduced))
-        if any(part.statistic == "sharpness" for part in claim.parts):
-            seen += features.evidence(pictures["reduced"])
-        judged.append(Judgement(claim, tuple(outcome(part, paper, pictures["paper"]) for part in claim.parts), seen))
+        by_tier = {
+            tier: tuple(outcome(part, found[tier], tier=tier, pictures=pictures[tier]) for part in claim.parts)
+            for tier in SIZES
+        }
+        asked = [not part.paper_only and part.statistic != "path lengths" for part in claim.parts]
+        reduced = tuple(one if yes else None for one, yes in zip(by_tier["reduced"], asked, strict=True))
+        judged.append(Judgement(claim, by_tier["paper"], reduced))
     return judged
 
 
@@ -249,184 +332,210 @@ def records(folder: Path) -> list[Record]:
     return [Record.read(path) for path in sorted(folder.glob("*.json"))]
 
 
-def outcome(part: Part, paper: Sequence[Record], pictures: Sequence[Any] = ()) -> Outcome:
-    """Apply the rule of one part to the records of the `paper` tier, C10's to pictures of that tier."""
+def outcome(part: Part, found: Sequence[Record], *, tier: str = "paper", pictures: Sequence[Any] = ()) -> Outcome:
+    """Apply the rule of one part to the records of a tier, C10's to pictures of that tier."""
     if part.statistic == "path lengths":
         return _path_lengths(part)
+    if part.paper_only and tier == "reduced":
+        return Outcome("nothing yet", "not asked at reduced size")
     if part.statistic == "sharpness":
         from nladv_core import features
 
-        return Outcome(*features.verdict(next(iter(pictures), None)))
-    first = _by_seed(part, paper)
-    second = _by_seed(part, paper, part.minus) if part.minus is not None else None
-    ran = set(first) if second is None else set(first) & set(second)
-    if not ran:
-        return Outcome("not run", "no record" if second is None else "no seed for which both were run")
-    found = []
-    for seed in sorted(ran):
-        y = first[seed] if second is None else _minus(first[seed], second[seed])
-        if y is not None:
-            found.append(y)
-    options = part.options or {}
-    place = f"{_NAMES.get(options['axis'], options['axis'])} {options['at']:g}" if part.statistic == "at" else ""
-    if len(ran) < SEEDS:
-        told = f": {np.mean(found):.2f}" if found else ""
-        return Outcome("too few seeds", f"{_plural(len(ran))}{told}, expected at least {SEEDS}", len(ran))
-    if len(found) < (len(ran) if part.every else SEEDS):
-        reached = f"reach {place}" if place else "reach what is asked for"
-        return Outcome("inconclusive", f"the runs of {len(found)} of {len(ran)} seeds {reached}", len(found))
-    verdict, note = _verdict(part, found)
-    seeds = _plural(len(found)) if len(found) == len(ran) else f"{len(found)} of {_plural(len(ran))}"
-    return Outcome(verdict, f"{note}{f' at {place}' if place else ''}, {seeds}", len(found))
+        verdict, note, n = features.verdict(pictures, **part.of(tier))
+        word = verdict if tier == "paper" else _DIRECTION_OF[verdict]
+        return Outcome(word, note, n)
+    made = _outcome(part, found, tier)
+    return made if tier == "paper" else replace(made, word=_DIRECTION_OF[made.word])
 
 
-def evidence(claim: Claim, reduced: Sequence[Record]) -> tuple[str, ...]:
-    """What linearized `reduced` runs show at their weakest and strongest penalty, one line a network; no verdict.
-
-    Runs that stop at a goal share are no points of a curve over strengths and left out.
-    """
-    if claim.reduced is None:
-        return ()
-    networks: dict[RunSpec, list[Record]] = {}
-    for record in effects.linearized(reduced):
-        spec = record.spec
-        if spec.goal is None and all(getattr(spec, name) == wanted for name, wanted in claim.reduced.items()):
-            networks.setdefault(effects.family(spec), []).append(record)
-    names = [_network(network) for network in networks]
-    told = []
-    for network, runs in networks.items():
-        name = _network(network)
-        if names.count(name) > 1:
-            name += f", {network.recipe.epochs} epochs" + (f" on {network.train} images" if network.train else "")
-        ends = []
-        for omega in sorted({min(r.spec.omega for r in runs), max(r.spec.omega for r in runs)}):
-            end = [r.metrics for r in runs if r.spec.omega == omega]
-            accuracy = 100 * np.mean([m["test_accuracy"] for m in end])
-            ends.append(f"{accuracy:.1f} % at NAPL {np.mean([m['napl'] for m in end]):.2f} (ω {omega:g})")
-        seeds = len({r.spec.seed for r in runs})
-        told.append(f"{name}: {'from ' * (len(ends) > 1)}{' to '.join(ends)}, {_plural(seeds)}")
-    return tuple(sorted(told))
-
-
-def measured(part: Part, reduced: Sequence[Record]) -> tuple[str, ...]:
-    """The statistic of one part over `reduced` runs, a line for each edition of its chapter that has some; no verdict.
-
-    Not of what is interpolated at a place that the paper names: smaller networks have other places.
-    """
-    if part.statistic in (*_APART, "at"):
-        return ()
-    given = dict(part.experiment or {})
-    kind: Any = experiments.find(given.pop("chapter"))
-    told: dict[frozenset[RunSpec], str] = {}
-    for edition in kind.editions("reduced"):
-        try:
-            both = [replace(edition, **given), *([replace(edition, **given | part.minus)] if part.minus else [])]
-            first, *second = (chapter.specs() for chapter in both)
-        except SpecError:  # an edition that bears no such parameter, as published networks of one kind
-            continue
-        # Editions are told apart by their strengths, too.
-        strengths = {spec.omega for spec in first}
-        alike = [record for record in reduced if record.spec.omega in strengths]
-        found = _statistic(part, first, alike)
-        if second:
-            other = _statistic(part, second[0], alike)
-            found = {seed: _minus(found[seed], other[seed]) for seed in set(found) & set(other)}
-        numbers = [y for y in found.values() if y is not None]
-        if numbers:
-            title = edition_title(both[0]).partition("; ")[2]
-            place = f" ({title})" if title else ""
-            # As the rule asks: for every seed, or for their mean.
-            note = _interval(numbers) if not part.every else f"{min(numbers):.2f} to {max(numbers):.2f}"
-            note = note if len(numbers) > 1 else f"{numbers[0]:.2f}"
-            told.setdefault(
-                frozenset(map(effects.family, first)), f"{part.name}{place}: {note}, {_plural(len(numbers))}"
-            )
-    return tuple(told.values())
+def _outcome(part: Part, found: Sequence[Record], tier: str) -> Outcome:
+    sides = [_side(part, found, tier, None)]
+    if part.minus is not None:
+        sides.append(_side(part, found, tier, part.minus))
+    ran = what_ran([record for side in sides for record in side.records])
+    if left_out := sorted({name for side in sides for name in side.left_out}):
+        left = f"{', '.join(left_out)} left out: their NAPL is on another axis"
+        if not all(side.records for side in sides):
+            return Outcome("not run", left)
+    else:
+        left = ""
+    units = min(len(side.measured.numbers) for side in sides)
+    if not units:
+        here, wanted = (sum(getattr(side, name) for side in sides) for name in ("here", "wanted"))
+        told = f"{here} of {wanted} runs, no repetition complete" if here else "no record"
+        return Outcome("not run", _joined(told, left))
+    if tier == "reduced" and (told := _off_plateau([record for side in sides for record in side.family])):
+        return Outcome("not run", told, ran=ran)
+    estimates = [side.measured.estimate for side in sides]
+    silent = _silent([side.measured for side in sides])
+    first, last = estimates[0], estimates[-1]
+    if first is None or last is None:
+        return Outcome("inconclusive" if units >= SEEDS else "too few seeds", _joined("no value", silent), 0, ran)
+    estimate = first if len(estimates) == 1 else intervals.apart(first, last)
+    n = min(len(side.measured.found) for side in sides)
+    if n < SEEDS:
+        told = " against ".join(", ".join(f"{y:.3g}" for y in side.measured.found.values()) for side in sides)
+        word = "too few seeds" if units < SEEDS else "inconclusive"
+        return Outcome(word, _joined(f"values {told}", silent), n, ran, estimate)
+    word, told = weigh(part, estimate)
+    return Outcome(word, _joined(told, silent), n, ran, estimate)
 
 
-def _interval(found: Sequence[float], unit: str = "") -> str:
-    over = difference(found)
-    return f"{over.mean:.2f}{unit} (95 % interval {over.low:.2f} to {over.high:.2f})"
+def _joined(*told: str) -> str:
+    return "; ".join(one for one in told if one)
 
 
-def _network(spec: RunSpec) -> str:
-    """A linearized network in words."""
-    name = (spec.origin or spec.net) + (f" of width {spec.width:g}" if spec.width != 1 else "")
-    name += " without residual connections" if not spec.residual else ""
-    name += f" with shortcut {spec.shortcut}" if spec.shortcut != "A" else ""
-    return f"{name} on {spec.data}, {spec.granularity}-wise"
+@dataclass(frozen=True)
+class _Side:
+    """One experiment of a part: its measured runs, all of its records, and how many there are to be."""
+
+    measured: Measured
+    records: list[Record]
+    family: list[Record]
+    here: int
+    wanted: int
+    left_out: set[str]
 
 
-_NAMES = {"napl": "NAPL", "apl": "APL", "omega": "ω", "active_fraction": "active share"}
-# Statistics that do not need the whole curve of a seed: they look between neighbours, or at single retrainings.
-_OF_A_PART = ("at", "kept depth", "retrained minus linearized")
+def _side(part: Part, found: Sequence[Record], tier: str, differing: Mapping[str, Any] | None) -> _Side:
+    """The statistic over the complete repetitions of one experiment."""
+    statistic, options = outcomes.STATISTICS[part.statistic], part.of(tier)
+    specs = part.specs(tier, differing)
+    family = {run.key() for spec in specs for run in (*spec.lineage, *_controls(spec))}
+    own = {record.key: record for record in found if record.key in family}
+    axis = {record.spec.origin or record.spec.net for record in own.values() if statistic.napl and _v1(record.spec)}
+
+    def repetition(spec: RunSpec) -> tuple[int, str]:
+        return controls.unit_of(spec), controls.architecture(spec) if statistic.by_architecture else ""
+
+    wanted: dict[tuple[int, str], set[str]] = {}
+    for spec in specs:
+        if outcomes.needed(part.statistic, options, spec) and not (statistic.napl and _v1(spec)):
+            wanted.setdefault(repetition(spec), set()).update(run.key() for run in (spec, *_controls(spec)))
+    whole = {which for which, keys in wanted.items() if keys <= set(own)}
+    # What else has been run of a complete repetition comes along: further kinds of masks help with the residuals.
+    complete = [record for record in own.values() if repetition(record.spec) in whole]
+    every = set().union(*wanted.values())
+    measured = statistic.measure(complete, **options)
+    return _Side(measured, complete, list(own.values()), len(every & set(own)), len(every), axis)
 
 
-def _verdict(part: Part, found: Sequence[float]) -> tuple[str, str]:
-    """Verdict and numbers for one value a seed."""
-    over = difference(found)
-    percent = part.statistic == "at" and part.minus is None and (part.options or {})["column"] == "test_accuracy"
-    note = _interval(found, " %" if percent else "")
-    low, high = (min(found), max(found)) if part.every else (over.low, over.high)
-    if part.every:
-        note = f"{low:.2f} to {high:.2f}"
+def _v1(spec: RunSpec) -> bool:
+    return spec.net.endswith("v1")
+
+
+def _controls(spec: RunSpec) -> list[RunSpec]:
+    return [spec.control] if spec.omega > 0 else []
+
+
+def weigh(part: Part, estimate: Estimate) -> tuple[str, str]:
+    """The verdict of a part's criterion on an estimate from enough repetitions, and its numbers."""
+    level = 0.90 if part.within is not None else 0.95
+    low, high = estimate.interval(level)
+    note = f"{estimate.mean:.3g} ({level:.0%} interval {low:.3g} to {high:.3g})".replace("%", " %")
+    if part.value is not None and part.tolerance is not None:
+        note = f"{estimate.mean:.2f} (95 % interval {low:.2f} to {high:.2f})"
+        tolerance = part.tolerance + _ROUNDING
+        if low > part.value + tolerance:
+            return "exceeds", note
+        if high < part.value - tolerance:
+            return "differs", note
+        twice = part.value - 2 * tolerance <= low and high <= part.value + 2 * tolerance
+        near = abs(estimate.mean - part.value) <= tolerance
+        return ("reproduced" if near and twice else "inconclusive"), note
     if part.direction is not None:
-        if low > 0 or high < 0:
+        if low > _ROUNDING or high < -_ROUNDING:
             side = "higher" if low > 0 else "lower"
             return ("reproduced" if part.direction in (side, "any") else "differs"), note
         return "inconclusive", note
-    if part.at_least is not None or part.at_most is not None or part.within is not None:
-        floor = part.at_least if part.at_least is not None else -math.inf
-        ceiling = part.at_most if part.at_most is not None else math.inf
-        if part.within is not None:
-            floor, ceiling = -part.within, part.within
-        if part.every:
-            return ("reproduced" if floor <= low and high <= ceiling else "differs"), note
-        if floor < low and high < ceiling:
-            return "reproduced", note
-        return ("differs" if high < floor or low > ceiling else "inconclusive"), note
-    assert part.value is not None and part.tolerance is not None  # checked when the part was made
-    away = over.mean - part.value
-    # The paper's numbers have two decimals: what is written as 0.5 away must not fail for a rounding error of 1e-15.
-    if abs(away) <= part.tolerance + 1e-9:
-        # An interval this wide would have the mean within the tolerance by luck.
-        return ("reproduced" if over.high - over.mean <= 2 * part.tolerance + 1e-9 else "inconclusive"), note
-    if over.low <= part.value <= over.high:
-        return "inconclusive", note
-    return ("exceeds" if away > 0 else "differs"), note
+    floor = part.at_least if part.at_least is not None else -math.inf
+    ceiling = part.at_most if part.at_most is not None else math.inf
+    if part.within is not None:
+        floor, ceiling = -part.within, part.within
+    if floor < low and high < ceiling:
+        return "reproduced", note
+    return ("differs" if high < floor or low > ceiling else "inconclusive"), note
 
 
-def _by_seed(part: Part, paper: Sequence[Record], differing: Mapping[str, Any] | None = None) -> effects.BySeed:
-    """Seed -> the statistic of its runs, None where they do not reach the place that is asked for."""
-    return _statistic(part, part.specs(differing), paper)
+def _silent(found: Sequence[Measured]) -> str:
+    """Why some repetitions say nothing."""
+    told: dict[str, list[str]] = {}
+    for measured in found:
+        for unit, why in measured.why.items():
+            told.setdefault(why, []).append(str(unit))
+    names = {why: list(dict.fromkeys(units)) for why, units in told.items()}
+    each = [f"{', '.join(units[:4])}{', ...' * (len(units) > 4)}: {why}" for why, units in names.items()]
+    return "without a value " + "; ".join(each[:3]) + ("; ..." if len(each) > 3 else "") if each else ""
 
 
-def _statistic(part: Part, specs: Sequence[RunSpec], records: Sequence[Record]) -> effects.BySeed:
-    """The same of the runs of any experiment."""
-    wanted = set(map(effects.family, specs))
-    chosen = [record for record in records if effects.family(record.spec) in wanted]
-    found = effects.named(part.statistic, chosen, **(part.options or {}))
-    if part.statistic in _OF_A_PART:
-        return found
-    return {seed: y for seed, y in found.items() if _whole(seed, specs, [record.spec for record in chosen])}
+def _off_plateau(found: Sequence[Record]) -> str:
+    """Why the parents of these runs were not trained to their end, "" if they were.
 
-
-def _whole(seed: int, wanted: Sequence[RunSpec], ran: Sequence[RunSpec]) -> bool:
-    """Whether `seed` has every linearized network that is wanted, at as many strengths: half an experiment is none."""
-
-    def strengths(specs: Iterable[RunSpec]) -> dict[RunSpec, set[float]]:
-        found: dict[RunSpec, set[float]] = {}
+    Of each network, those that were trained longest: chapter 04 starts from others as well, on purpose.
+    """
+    by_key = {record.key: record for record in found}
+    networks: dict[tuple[str, str], list[RunSpec]] = {}
+    for record in effects.linearized(by_key.values()):
+        parent = record.spec.parent
+        if parent is not None:
+            networks.setdefault((controls.architecture(record.spec), record.spec.data), []).append(record.spec)
+    told = []
+    for (name, data), specs in sorted(networks.items()):
+        longest = max(spec.parent.recipe.epochs for spec in specs if spec.parent is not None)
+        gains: dict[tuple[str, str], float | None] = {}
         for spec in specs:
-            if spec.omega > 0:
-                found.setdefault(effects.family(spec), set()).add(spec.omega)
-        return found
+            if spec.parent is not None and spec.parent.recipe.epochs == longest:
+                pair = spec.parent.key(), spec.control.key()
+                both = [by_key[key] for key in pair if key in by_key]
+                accuracy = [effects.value(record, "test_accuracy") for record in both]
+                gains[pair] = accuracy[1] - accuracy[0] if len(accuracy) == 2 else None
+        there = [gain for gain in gains.values() if gain is not None]
+        if len(there) < len(gains):
+            told.append(f"{name} on {data}: a parent or control is not committed")
+        elif (gain := sum(there) / len(there)) > PLATEAU:
+            told.append(f"{name} on {data}: more training alone gained {gain:.1f} points")
+    return f"not used, its parents were not on their plateau ({'; '.join(told)})" if told else ""
 
-    have = strengths(spec for spec in ran if spec.seed == seed)
-    return all(len(have.get(network, ())) >= len(omegas) for network, omegas in strengths(wanted).items())
+
+def what_ran(found: Iterable[Record]) -> str:
+    """Networks, data, epochs and images of linearized runs in words, from their specifications; "" for none."""
+    specs = [record.spec for record in effects.linearized(found)]
+    if not specs:
+        return ""
+    nets = ", ".join(dict.fromkeys(map(controls.architecture, sorted(specs, key=_depth_and_width))))
+    data = " and ".join(sorted({spec.data for spec in specs}))
+    before = sorted({spec.parent.recipe.epochs if spec.parent else 0 for spec in specs})
+    after = sorted({spec.recipe.epochs for spec in specs})
+    both = [_range(epochs) for epochs in (before, after)]
+    published = all(spec.parent is not None and spec.parent.published is not None for spec in specs)
+    epochs = both[1] if before == [0] else " + ".join(both)
+    images = _range(sorted({spec.trained_on for spec in specs}), "{:,}")
+    what = "pairs" if all(spec.data in ("multi30k", "number-words") for spec in specs) else "images"
+    told = f"{nets} on {data}, {epochs} epochs{' after its publication' * published}, {images} {what}"
+    return told
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _range(found: Sequence[int], form: str = "{}") -> str:
+    ends = [form.format(one) for one in dict.fromkeys((found[0], found[-1]))]
+    return " to ".join(ends)
+
+
+def _depth_and_width(spec: RunSpec) -> tuple[str, int, float]:
+    digits = "".join(filter(str.isdigit, spec.net))
+    return spec.net.rstrip("0123456789"), int(digits or 0), spec.width
+
+
+def chance(judged: Sequence[Judgement], tier: str = "reduced") -> tuple[int, int, float, float]:
+    """How many primary parts have a direction that chance could have given, and how many it alone would give.
+
+    Returns:
+        Primary parts with enough repetitions; how many of them came out as the claim says; how many chance alone gives
+        in the mean (2.5 % each), and the probability that it gives at least one.
+    """
+    primaries = [(one.paper if tier == "paper" else one.reduced)[one.claim.primary] for one in judged]
+    decidable = [found for found in primaries if found is not None and found.n >= SEEDS and found.estimate is not None]
+    held = sum(_DIRECTION_OF.get(found.word, found.word) == "same direction" for found in decidable)
+    return len(decidable), held, *intervals.by_chance(len(decidable))
 
 
 @lru_cache(maxsize=4)
@@ -456,7 +565,3 @@ def _path_lengths(part: Part) -> Outcome:
     )
     told = "; ".join(f"ResNet-{depth} {napl:.4g} and {apl:.6g}" for depth, (napl, apl) in lengths.items())
     return Outcome("reproduced" if holds else "differs", f"NAPL and APL: {told}")
-
-
-def _plural(seeds: int) -> str:
-    return f"{seeds} seed{'s' * (seeds != 1)}"

@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     campaign.add_argument("--dry-run", action="store_true", help="only say what would be computed")
     campaign.add_argument("--workers", type=int, help="runs at once (default: what the device bears)")
     campaign.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    keep = add("keep", _keep, "For maintainers: copy a tier's finished runs to data/, records, masks and some weights.")
+    keep.add_argument("--tier", required=True, help="reduced, paper or pilot")
+    keep.add_argument("--store", type=Path, metavar="FOLDER", help="where they are (default: the live store)")
     chapter = add("chapter", _chapter, "Execute one chapter with papermill, and render it as a page.")
     chapter.add_argument("what", metavar="chapter")
     chapter.add_argument("-o", "--output", type=Path, help="the executed notebook (default: under build/)")
@@ -208,6 +211,15 @@ def _campaign(parsed: argparse.Namespace) -> None:
         dry_run=parsed.dry_run,
         say=lambda line: print(line, flush=True),
     )
+
+
+def _keep(parsed: argparse.Namespace) -> None:
+    from nladv_core import kept
+    from nladv_core.store import Store
+
+    if parsed.store is not None and not parsed.store.is_dir():
+        raise SpecError(f"{parsed.store} is not a folder; name one with runs, such as what NLADV_STORE names")
+    kept.keep(parsed.tier, Store(parsed.store), say=lambda line: print(line, flush=True))
 
 
 def _chapter(parsed: argparse.Namespace) -> None:

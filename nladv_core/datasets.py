@@ -132,7 +132,9 @@ class ImageData:
         """
         held_out = _checked_count("held_out", count, len(self.train_labels) - 1, self.name)
         if isinstance(self.train_images, MappedImages):
-            raise SpecError(f"{self.name}: its images stay in files, of which none can be held out; leave held_out out.")
+            raise SpecError(
+                f"{self.name}: its images stay in files, of which none can be held out; leave held_out out."
+            )
         images, labels = self.train_images.clone(), self.train_labels.clone()
         return _bundle(
             self.name,
@@ -141,7 +143,8 @@ class ImageData:
             images[-held_out:],
             labels[-held_out:],
             classes=self.classes,
-            description=f"{self.description.rstrip('.')}; the last {held_out:,} training images are held out and judged.",
+            description=f"{self.description.rstrip('.')}; the last {held_out:,} training images are held out and "
+            "judged.",
             complete=False,
         )
 

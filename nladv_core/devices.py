@@ -146,6 +146,7 @@ def compute(
         "spec": spec.to_json(),
         "folder": str(store.folder),
         "also": list(map(str, store.also)),
+        "parents": store.parents and str(store.parents),
         "device": device,
         "count": count,
         "port": _free_port(),
@@ -229,7 +230,7 @@ def _handle(job: Message, report: Callable[[Message], None]) -> None:
         ranks = join(rank, job["count"], job["port"], job["device"])
         runs.compute(
             RunSpec.from_json(job["spec"]),
-            Store(job["folder"], job["also"]),
+            Store(job["folder"], job["also"], job.get("parents")),
             device=str(ranks.fabric.device),
             on_epoch=lambda row: say("epoch", row=row),
             tell=lambda text: say("warning", text=text),

@@ -127,8 +127,8 @@ class RetrainingMasks(Chapter):
         if not omega > 0:
             raise SpecError(f"{self.name}: omega is {omega:g}, expected above 0: without it every mask is the same")
         ways = self.ways or (WAYS[:1] if self.tier in LIVE else WAYS)
-        for given, known, field in ((self.masks, MASKS, "masks"), (ways, WAYS, "ways")):
-            for one in given:
+        for chosen, known, field in ((self.masks, MASKS, "masks"), (ways, WAYS, "ways")):
+            for one in chosen:
                 if one not in known:
                     raise SpecError(f"{self.name}: {field} has {one!r}, expected some of {', '.join(known)}")
         found: dict[RunSpec, None] = {}

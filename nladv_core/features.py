@@ -305,24 +305,48 @@ def compare(features: Features, measure: str = "gradient") -> dict[tuple[str, st
     }
 
 
-def verdict(features: Features | None) -> tuple[str, str]:
-    """Verdict on C10 and the numbers it rests on, by the rule of the ledger.
+def verdict(found: Iterable[Features], *, network: str, margin: float = 0.2) -> tuple[str, str, int]:
+    """Verdict on C10, the numbers it rests on, and how many networks they come from, by the rule of the ledger.
 
-    `reproduced`: the pictures are sharper (mean gradient magnitude over channels active in all networks, 95 % bootstrap
-    interval above zero) after the milder and after the stronger linearization, and the interval of the stronger minus
-    the milder one holds zero. `differs`: one of the two is less sharp, or the stronger one differs from the milder one.
-    Else `inconclusive`; without a record `not run`.
+    Of the mean gradient magnitude over channels active in all networks, with 95 % bootstrap intervals over channels.
+    `reproduced`: the pictures are sharper (interval above zero) after the milder and after the stronger linearization,
+    and the interval of the stronger minus the milder one lies within `margin` times the milder one's gain. `differs`:
+    one of the two is less sharp, or that interval lies wholly outside the margin. Else `inconclusive`, and so without
+    the two controls or if one of them passes as well: the network trained on without a penalty by more than the
+    margin, or the repetition with another seed by more than it from the first. Without a record `not run`.
+
+    Args:
+        found: committed records of one tier.
+        network: which of them, by the beginning of its title.
+        margin: share of the gain, > 0.
+
+    Raises:
+        RecordError: two records of that network.
     """
-    if features is None:
-        return "not run", "no record"
-    found = compare(features)
-    weak, strong, step = (found[pair] for pair in (("weak", "relu"), ("strong", "relu"), ("strong", "weak")))
-    note = f"{_told(weak)} milder, {_told(strong)} stronger, {_told(step)} between them; {weak.channels} channels"
+    own = [features for features in found if features.title.partition(" on ")[0] == network]
+    if not own:
+        return "not run", f"no record of {network}", 0
+    if len(own) > 1:
+        raise RecordError(f"{', '.join(features.name for features in own)} are all of {network}; commit one of them")
+    pairs = compare(own[0])
+    weak, strong, step = (pairs[pair] for pair in (("weak", "relu"), ("strong", "relu"), ("strong", "weak")))
+    note = f"{_told(weak)} milder, {_told(strong)} stronger, {_told(step)} between them; {weak.channels} channels of "
+    note += f"{own[0].title}; one network, so the intervals say nothing of others"
     if "lower" in (weak.verdict, strong.verdict):
-        return "differs", note
+        return "differs", note, 1
     if (weak.verdict, strong.verdict) != ("higher", "higher"):
-        return "inconclusive", note
-    return ("reproduced" if step.verdict == "no clear difference" else "differs"), note
+        return "inconclusive", note, 1
+    bound = margin * weak.mean
+    checks = {"trained on without a penalty": ("control", "relu"), "with another seed": ("seed", "strong")}
+    if not set(checks.values()) <= set(pairs):
+        return "inconclusive", f"{note}; without its two controls", 1
+    for what, pair in checks.items():
+        moved = pairs[pair]
+        if moved.verdict != "no clear difference" and abs(moved.mean) > bound and (moved.low > 0 or pair[0] == "seed"):
+            return "inconclusive", f"{note}; the control {what} passes as well ({_told(moved)})", 1
+    if -bound < step.low and step.high < bound:
+        return "reproduced", note, 1
+    return ("differs" if step.low > bound or step.high < -bound else "inconclusive"), note, 1
 
 
 def evidence(found: Iterable[Features]) -> tuple[str, ...]:

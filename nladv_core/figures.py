@@ -6,7 +6,9 @@ colours keep their names) and takes `source`, the line that `provenance` writes,
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,6 +112,16 @@ def _new(rows: int = 1, columns: int = 1, height: float = 3.2, **more: Any) -> t
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), **more)
     plt.close(figure)  # the notebook shows what a cell returns, and nothing besides
     return figure, axes
+
+
+def inline(figure: Figure) -> str:
+    """A figure as the address of an image that is part of the page."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "nladv"}):  # and without a date: equal records give an equal page
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _stamp(figure: Figure, source: str) -> Figure:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from nladv_core import effects, summaries
+from nladv_core.controls import way_of
 from nladv_core.effects import BySeed
 from nladv_core.errors import RecordError
 from nladv_core.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, _new, _stamp, style
@@ -210,29 +211,14 @@ def masks_by_layer(masks: Mapping[str, Mapping[str, Tensor]], layers: Sequence[s
         return _stamp(figure, source)
 
 
-# How a network comes to masks, in words: the two steps of a chain, and at once.
-GIVEN = {"new": "new", "further": "new, trained on", "at once": "at once"}
-
-
-def _titles(way: str) -> dict[str, str]:
-    return {kind: f"{GIVEN[way]}, {word}" for kind, word in MASKS.items()}
+# How a network came to its masks (`controls.way_of`), in words.
+GIVEN = {"retrained": "new", "chain": "new, trained on", "at once": "at once"}
 
 
 def given_masks(records: Iterable[Record], kind: str, way: str) -> list[Record]:
     """The runs with masks of this kind (`MASKS`) that came to them in this way (`GIVEN`)."""
-    found = []
-    for record in records:
-        spec = record.spec
-        if spec.role == "retrained":
-            own, its = spec.masks, "new" if spec.weights is None else "at once"
-        elif spec.role == "retrained further":
-            assert spec.parent is not None
-            own, its = spec.parent.masks, "further"
-        else:
-            continue
-        if (own, its) == (kind, way):
-            found.append(record)
-    return found
+    found = [(record, way_of(record.spec)) for record in records]
+    return [record for record, taken in found if taken is not None and taken[:2] == (way, kind)]
 
 
 def retrained_accuracy(records: Sequence[Record], source: str) -> Figure:
@@ -255,7 +241,11 @@ def retrained_accuracy(records: Sequence[Record], source: str) -> Figure:
             roles = {role: [run for run in runs if run.spec.role == role] for role in ("parent", "control")}
             rows = {"all units active": roles["parent"], "trained on as it is": roles["control"]}
             rows["linearized"] = effects.linearized(runs)
-            rows |= {title: given_masks(runs, kind, way) for way in GIVEN for kind, title in _titles(way).items()}
+            rows |= {
+                f"{first}, {word}": given_masks(runs, kind, way)
+                for way, first in GIVEN.items()
+                for kind, word in MASKS.items()
+            }
             values = {row: [effects.value(run, "test_accuracy") for run in found] for row, found in rows.items()}
             values = {row: found for row, found in values.items() if found}
             kinds = [(colour, marker) for marker in ("o", "s", "^") for colour in (BLUE, ORANGE, GREEN)]
@@ -331,10 +321,10 @@ def early_and_late(
                     controls.setdefault(start, []).append(panels[0][1](control))
             if controls and not reference:
                 mean_of = [float(np.mean(controls[start])) for start in sorted(controls)]
-                named = f"{label}, ReLUs kept"
-                top.plot(sorted(controls), mean_of, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.2, label=named)
+                kept = f"{label}, ReLUs kept"
+                top.plot(sorted(controls), mean_of, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.2, label=kept)
                 controlled += 1
-        missed = [run for runs in drawn.values() for run in runs if not reached(run)]
+        missed = [run for runs in drawn.values() for run in runs if not run.reached]
         for axis, which in panels if missed else ():
             x, y = [effects.start_epoch(run.spec) for run in missed], [which(run) for run in missed]
             what = "goal not reached" if axis is top else None
@@ -351,12 +341,6 @@ def early_and_late(
         bottom.set(ylabel="inactive at\nthe end, %", ylim=(max(-3, min(ends) - 8), min(103, max(ends) + 8)))
         bottom.set_xlabel("epochs of training before the start" + _spaced(bottom, sorted(starts)))
         return _stamp(figure, source)
-
-
-def reached(record: Record) -> bool:
-    """Whether a run with a goal made that share of its units inactive."""
-    # As the goal controller counts: sums of shares are not exact.
-    return record.spec.goal is not None and 1 - record.metrics["active_fraction"] >= record.spec.goal - 1e-9
 
 
 def _inactive(record: Record) -> float:

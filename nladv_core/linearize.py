@@ -98,6 +98,21 @@ class ChannelPReLU(nn.Module):
             return active.mean([i for i in range(active.ndim) if i != axis]) if active.ndim > 1 else active
         return active
 
+    def slope_weights(self, weights: Tensor) -> Tensor:
+        """Weights of channels, [C], as weights of slopes, in the slopes' shape: one sum over what is active for both.
+
+        A layer's slope gets the sum over its channels, a pixel's slope its share of its channel's: Σ weights ·
+        `active_channels()` = Σ result · `active`.
+        """
+        if self.granularity == "layer":
+            return weights.sum().view(1)
+        if self.granularity == "pixel":
+            ndim = self.slope.ndim
+            axis = self.channel_axis % (ndim + 1) - 1
+            shares = weights / (self.slope.numel() // self.channels)
+            return shares.view([-1 if i == axis else 1 for i in range(ndim)]).expand(self.slope.shape)
+        return weights
+
     def extra_repr(self) -> str:
         """What `print(net)` shows."""
         active = f"{int(self.active.sum())} of {self.active.numel()} active"
@@ -571,11 +586,62 @@ def effective_width(net: nn.Module) -> float:
     return math.fsum(active for active, _ in counts) / len(counts)
 
 
+def _check_names(what: str, groups: Mapping[str, ChannelPReLU], given: Mapping[str, Tensor], kind: str) -> None:
+    """Refuse what is no mapping with exactly the names of the unit groups."""
+    if not isinstance(given, Mapping):
+        raise SpecError(f"the {what} are {given!r:.80}; expected a mapping from group names to {kind}.")
+    if groups.keys() != given.keys():
+        missing, unknown = sorted(groups.keys() - given.keys()), sorted(given.keys() - groups.keys())
+        raise SpecError(
+            f"the {what} do not fit the network: missing groups {missing}, unknown groups {unknown}; expected the "
+            "names that units(net) lists, from a network of the same architecture."
+        )
+
+
+def slope_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
+    """Weights of all slopes as one vector: float64 [slopes] on the CPU, in execution order.
+
+    Args:
+        net: a linearized network.
+        weights: group name -> weights >= 0, one for each channel, [C], as `unit_weights` and `visit_probability` give
+            them, or one for each slope, in the slopes' shape. A channel's weight goes to slopes as activity is
+            counted: a layer's slope gets the sum over its channels, a pixel's slope its share of its channel's.
+
+    Raises:
+        SpecError: if groups are missing or unknown, or weights have another shape, are negative or not finite.
+    """
+    groups = dict(units(net))
+    _check_names("weights", groups, weights, "tensors with a weight for each channel")
+    parts = []
+    for name, unit in groups.items():
+        found, shape = weights[name], tuple(unit.slope.shape)
+        expected = f"expected a real tensor of shape ({unit.channels},), one weight a channel"
+        expected += f", or {shape}, one a slope" if shape != (unit.channels,) else ""
+        if not isinstance(found, Tensor) or found.is_complex():
+            raise SpecError(f"the weights of {name!r} are {found!r:.80}; {expected}.")
+        if tuple(found.shape) not in ((unit.channels,), shape):
+            raise SpecError(f"the weights of {name!r} have shape {tuple(found.shape)}; {expected}.")
+        found = found.detach().to("cpu", torch.float64)
+        wrong = found[~(found.isfinite() & (found >= 0))]
+        if len(wrong):
+            raise SpecError(f"the weights of {name!r} hold {float(wrong[0]):g}; expected finite numbers of at least 0.")
+        parts.append((found if tuple(found.shape) == shape else unit.slope_weights(found)).flatten())
+    return torch.cat(parts)
+
+
+def weighted_activity(net: nn.Module, weights: Mapping[str, Tensor]) -> float:
+    """Σ weight·active over all units: what is there of what the weights count; errors as for `slope_weights`."""
+    counted = slope_weights(net, weights)
+    return float(counted @ _flat(net).active.to(counted))
+
+
 # ---------------------------------------------------------------------------------------------------- training
 
 
-def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor:
-    """Σ |target - α|^p over the active slopes: a scalar (0-d) tensor, to be multiplied by ω (§3).
+def slope_penalty(
+    net: nn.Module, p: float = 0.5, target: float = 1.0, weights: Mapping[str, Tensor] | Tensor | None = None
+) -> Tensor:
+    """Σ w·|target - α|^p over the active slopes: a scalar (0-d) tensor, to be multiplied by ω (§3).
 
     The derivative at α = target is infinite for p < 1; it is taken as 0 there, so the gradient is always finite.
 
@@ -583,9 +649,24 @@ def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor
         net: a linearized network.
         p: exponent, > 0; 0.5 in the paper, 1 in SNL.
         target: 1 pulls towards the identity; 0 pulls active slopes back to the ReLU (§3 advises against it).
+        weights: w >= 0 by group name, one for each channel, [C], as `unit_weights` and `visit_probability` give them,
+            or one for each slope, in the slopes' shape. A layer's slope is charged the sum over its channels, a
+            pixel's slope its share of its channel's. They are checked in each call, which waits for the device if
+            they lie on one; a loop calls `linearize.slope_weights` once and passes its result. None: w = 1 for every
+            slope, as in the paper.
+
+    Returns:
+        The sum, in the slopes' dtype and on their device, with gradient.
 
     Raises:
-        SpecError: if p is not positive.
+        SpecError: if p is not positive, or weights do not fit the network, are negative or not finite.
+
+    Example:
+        >>> net = nl.linearize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (4,))
+        >>> float(nl.slope_penalty(net).detach())  # three slopes of 0
+        3.0
+        >>> float(nl.slope_penalty(net, weights={"1": torch.tensor([1.0, 0.5, 0.0])}).detach())
+        1.5
     """
     if not isinstance(p, Real) or not p > 0:
         raise SpecError(
@@ -594,7 +675,17 @@ def slope_penalty(net: nn.Module, p: float = 0.5, target: float = 1.0) -> Tensor
     flat = _flat(net)
     distance = (target - flat.slopes).abs()
     counted = flat.active & (distance > 0)
-    return torch.where(counted, torch.where(counted, distance, 1.0).pow(p), 0.0).sum()
+    charged = torch.where(counted, torch.where(counted, distance, 1.0).pow(p), 0.0)
+    if weights is None:
+        return charged.sum()
+    if not isinstance(weights, Tensor):
+        weights = slope_weights(net, weights)
+    if weights.shape != charged.shape:
+        raise SpecError(
+            f"the weights are a tensor of shape {tuple(weights.shape)}; expected a mapping from group names, or what "
+            f"slope_weights makes of one, of shape {tuple(charged.shape)}."
+        )
+    return (charged * weights.to(charged)).sum()
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -652,51 +743,82 @@ def _check_margin(margin: float) -> None:
 
 
 class GoalController:
-    """Linearize up to a goal share of inactive units and no further (§4.1.2).
+    """Linearize up to a goal and no further (§4.1.2): a share of inactive units, or a budget of what may be left.
 
-    ω is the given one until the inactive share comes within `band` of the goal, falls linearly to `floor`·ω at the
-    goal, and is 0 from there on. Besides, a step never locks more units than the goal asks for: the largest slopes go
-    first, so the goal is passed by less than one unit (one slope). Nothing here waits for the device, except
-    `.reached`.
+    ω is the given one until what is left to remove comes within `band`, falls linearly to `floor`·ω at the goal, and is
+    0 from there on. Besides, a step never locks more units than the goal asks for: the largest slopes go first, so the
+    goal is passed by less than one unit (one slope). Nothing here waits for the device, except `.reached`.
+
+    Example:
+        >>> net = nl.linearize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (4,))
+        >>> budget = nl.GoalController(net, 0.5, omega=0.1, weights=nl.unit_weights(net, (4,), "napl"))
+        >>> _ = nl.units(net)[0][1].slope.data.fill_(1.0)  # as if trained; the NAPL is 1, a third for each unit
+        >>> int(budget.freeze_()), budget.reached, round(nl.path_length(net, (4,)).mean, 3)
+        (2, True, 0.333)
     """
 
     def __init__(
-        self, net: nn.Module, goal: float, omega: float, margin: float = 0.01, band: float = 0.05, floor: float = 0.1
+        self,
+        net: nn.Module,
+        goal: float,
+        omega: float,
+        margin: float = 0.01,
+        band: float = 0.05,
+        floor: float = 0.1,
+        weights: Mapping[str, Tensor] | None = None,
     ):
         """Args.
 
-        goal: share of units (counted in channels) to become inactive, in (0, 1).
+        goal: share of units (counted in channels) to become inactive, in (0, 1). With `weights`: what may be left of
+            Σ weight·active, in its unit, above 0 and below the sum over all units. Where it is left already, as in a
+            run that is taken up again, it counts as reached.
         omega: regularization weight far from the goal, >= 0.
         margin: freezing margin in (0, 1).
-        band: distance to the goal, as a share of all units, from which ω falls; >= 0.
+        band: distance to the goal from which ω falls, >= 0, as a share of all that could be removed: of all units
+            (channels), or with `weights` of the sum of all weights, whatever is active and whatever the goal.
         floor: share of ω that is left just before the goal, in (0, 1].
+        weights: what each unit counts, by group name, as for `slope_penalty`; `unit_weights` makes some. None: its
+            channels.
+
+        Raises:
+            SpecError: an argument outside its range, or weights that do not fit the network.
         """
-        if not 0 < goal < 1:
-            raise SpecError(f"the goal share of inactive units is {goal}; expected a number in (0, 1), such as 0.88.")
+        self._units = [unit for _, unit in units(net)]
+        if weights is None:
+            if not 0 < goal < 1:
+                raise SpecError(
+                    f"the goal share of inactive units is {goal}; expected a number in (0, 1), such as 0.88."
+                )
+            counted = torch.cat([torch.full((u.slope.numel(),), u.weight, dtype=torch.float64) for u in self._units])
+            self._total: float = sum(unit.channels for unit in self._units)
+            self._asked = goal * self._total
+        else:
+            counted = slope_weights(net, weights)
+            self._total = float(counted.sum())
+            if not isinstance(goal, Real) or not 0 < goal < self._total:
+                raise SpecError(
+                    f"the goal is that {goal!r} be left, and all units together weigh {self._total:.6g}; expected a "
+                    "number above 0 and below that: give another goal."
+                )
+            self._asked = self._total - goal
         if not omega >= 0:
             raise SpecError(f"the regularization weight ω is {omega}; expected a number >= 0.")
         if not (band >= 0 and 0 < floor <= 1):
             raise SpecError(f"band is {band} and floor is {floor}; expected band >= 0 and floor in (0, 1].")
         _check_margin(margin)
-        self._units = [unit for _, unit in units(net)]
         self._margin, self._omega, self._band, self._floor = margin, omega, band, floor
-        # Number of channels that each slope stands for, in the order of the flattened slopes.
-        device = self._units[0].slope.device
-        self._weights = torch.cat(
-            [torch.full((u.slope.numel(),), u.weight, dtype=torch.float64) for u in self._units]
-        ).to(device)
-        self._total = sum(unit.channels for unit in self._units)
-        self._goal = goal
+        # What each slope counts, in the order of the flattened slopes: without weights its number of channels.
+        self._weights = counted.to(self._units[0].slope.device)
 
     def _missing(self) -> Tensor:
-        """Channels still to be linearized, 0-d float64; <= 0 once the goal is reached."""
+        """What is still to be removed, 0-d float64; <= 0 once the goal is reached."""
         inactive = torch.where(_Flat(self._units).active, 0.0, self._weights).sum()
-        # Sums of thirds or of 1/pixels are not exact: a billionth of a channel is not worth another unit.
-        return self._goal * self._total - inactive - 1e-9 * self._total
+        # Sums of thirds or of 1/pixels are not exact: a billionth of the whole is not worth another unit.
+        return self._asked - inactive - 1e-9 * self._total
 
     @property
     def reached(self) -> bool:
-        """Whether the goal share is inactive."""
+        """Whether the goal is reached."""
         return bool(self._missing() <= 0)
 
     def omega(self) -> Tensor:
@@ -738,15 +860,7 @@ def apply_masks_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         SpecError: if groups are missing or unknown, or a mask is not a bool tensor of its group's shape.
     """
     groups = dict(units(net))
-    if not isinstance(masks, Mapping):
-        raise SpecError(f"the masks are {masks!r:.80}; expected a mapping from group names to bool tensors.")
-    if groups.keys() != masks.keys():
-        missing, unknown = sorted(groups.keys() - masks.keys()), sorted(masks.keys() - groups.keys())
-        raise SpecError(
-            f"the masks do not fit the network: missing groups {missing}, unknown groups {unknown}; expected the "
-            "names that "
-            "units(net) lists, from a network of the same architecture."
-        )
+    _check_names("masks", groups, masks, "bool tensors")
     for name, mask in masks.items():
         shape = tuple(groups[name].active.shape)
         if not isinstance(mask, Tensor):

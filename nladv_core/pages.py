@@ -42,10 +42,15 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
     made = {
         "scoreboard": scoreboard(judged),
         "verdicts": verdicts(judged),
+        "directions": directions(judged),
+        "chance": chance(judged),
+        "words_paper": words("paper"),
+        "words_reduced": words("reduced"),
         "ledger": ledger(judged),
         "recipes": recipes(),
         "strengths": strengths(),
         "compute": compute(results),
+        "pilot": pilot(results),
         "reliability": reliability(results),
         "api": api(),
     }
@@ -59,38 +64,84 @@ def substitutions(results: Path | None = None) -> dict[str, str]:
 
 
 def scoreboard(judged: Sequence[claims.Judgement]) -> str:
-    """One row a claim: what it says, the verdict, the first line of evidence at reduced size and how many follow it."""
+    """One row a claim: what it says, the verdict at the paper's size, the direction at reduced size, and what ran."""
     rows = []
     for one in judged:
         where = f" {{doc}}`{one.claim.chapter}`" if one.claim.chapter else ""
-        first, *more = one.evidence or ("–",)
-        evidence = first + (f"; and {len(more)} more" if more else "")
         name = f"[{one.claim.id}](#claim-{one.claim.id.lower()})"
-        rows.append([name, f"{one.claim.title} ({one.claim.section}){where}", f"**{one.verdict}**", evidence])
-    return table(["", "claim", "verdict", "evidence at reduced size"], rows)
+        reduced = one.reduced[one.claim.primary]
+        told = "not asked" if reduced is None else reduced.word
+        if reduced is not None and (reduced.n or reduced.ran):
+            told += f": {'; '.join(filter(None, (_numbers(reduced), reduced.ran)))}"
+        rows.append([name, f"{one.claim.title} ({one.claim.section}){where}", f"**{one.verdict}**", told])
+    return table(["", "claim", "verdict", "at reduced size"], rows)
 
 
 def verdicts(judged: Sequence[claims.Judgement]) -> str:
     """How many claims have which verdict, in a phrase."""
-    found = [one.verdict for one in judged]
-    counts = [(found.count(verdict), verdict) for verdict in reversed(claims.VERDICTS)]
-    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+    return _counted([one.verdict for one in judged], claims.VERDICTS)
+
+
+def directions(judged: Sequence[claims.Judgement]) -> str:
+    """How many claims have which direction at reduced size, in a phrase; those that are not asked there left out."""
+    found = [one.direction for one in judged if one.direction is not None]
+    return _counted(found, claims.DIRECTIONS)
+
+
+def _counted(found: Sequence[str], words: Sequence[str]) -> str:
+    return ", ".join(f"{found.count(word)} {word}" for word in words if word in found)
+
+
+def chance(judged: Sequence[claims.Judgement]) -> str:
+    """What chance alone would have said of the primary parts at reduced size, in a sentence."""
+    count, held, expected, least = claims.chance(judged)
+    if not count:
+        return "No primary part has enough repetitions at reduced size yet."
+    return (
+        f"Primary parts with enough repetitions at reduced size: {count}, of which {held} came out as the paper says. "
+        f"Were nothing of it true, chance alone would give {expected:.2g} of them (2.5 % each), and at least one with "
+        f"probability {least:.2g}; nothing is corrected for that."
+    )
+
+
+def words(tier: str) -> str:
+    """The words that a part can come to at one size, each with its meaning, as a list of definitions."""
+    return "\n\n".join(f"{word}\n: {meaning}" for word, meaning in claims.WORDS[tier].items())
 
 
 def ledger(judged: Sequence[claims.Judgement]) -> str:
-    """Every claim with the paper's numbers, its rule, and what came out part by part."""
+    """Every claim with the paper's numbers, the rule of its primary part and what came out; the others folded."""
     blocks = []
     for one in judged:
-        claim = one.claim
+        claim, at = one.claim, one.claim.primary
         lines = [f"(claim-{claim.id.lower()})=", f"## {claim.id}: {claim.title}", "", claim.claim, ""]
         lines += [f"* **Paper** ({claim.section}): {claim.paper}.", f"* **Rule**: {claim.rule}"]
-        parts = zip(claim.parts, one.outcomes, strict=True)
-        lines += [f"* **{part.name}**: *{outcome.verdict}* ({outcome.note})" for part, outcome in parts]
-        lines += [f"* **At reduced size**: {line}" for line in one.evidence]
+        lines.append(f"* **At the paper's size**: {_told(one.paper[at])}")
+        reduced = one.reduced[at]
+        lines.append(f"* **At reduced size**: {'not asked' if reduced is None else _told(reduced)}")
         if claim.chapter:
             lines.append(f"* **Chapter**: {{doc}}`{claim.chapter}`")
+        rest = [i for i in range(len(claim.parts)) if i != at]
+        if rest:
+            rows = [
+                [claim.parts[i].name, claim.parts[i].rule, *(_told(found) for found in (one.paper[i], one.reduced[i]))]
+                for i in rest
+            ]
+            lines += ["", f":::{{dropdown}} Secondary parts ({len(rest)}), which turn no verdict"]
+            lines += [table(["part", "rule", "at the paper's size", "at reduced size"], rows), ":::"]
         blocks.append("\n".join([*lines, "", f"Verdict: **{one.verdict}**"]))
     return "\n\n".join(blocks)
+
+
+def _told(found: claims.Outcome | None) -> str:
+    """One outcome: its word, the numbers, how many repetitions, and what ran."""
+    if found is None:
+        return "not asked"
+    return f"*{found.word}* ({'; '.join(filter(None, (_numbers(found), found.ran)))})"
+
+
+def _numbers(found: claims.Outcome) -> str:
+    return found.note + (f"; n = {found.n}" if found.n else "")
 
 
 # ----------------------------------------------------------------------------------------------- recipes and numbers
@@ -124,13 +175,43 @@ def strengths() -> str:
         train, test = ("all" if count is None else f"{count:,}" for count in (tier.train, tier.test))
         images = "all" if train == test == "all" else f"{train} and {test}"
         omegas, layers = (", ".join(f"{omega:g}" for omega in found) for found in (tier.omegas, tier.layer_omegas))
-        network = f"{tier.published}, as published" if tier.published else _sized(tier.network, tier.width)
+        network = _sized(tier.network, tier.width)
         if tier.small is not None:
             small, width, count = tier.small
             network += f"; {_sized(small, width)} on {count:,} images"
+        network += "".join(f"; {one} in {chapter.partition('_')[0]}" for chapter, one in tier.networks.items())
         rows.append([f"`{name}`", tier.dataset, images, network, omegas, layers, str(len(tier.seeds))])
     head = ["tier", "data", "images (train and test)", "network", "ω, channels", "ω, layers", "seeds"]
     return table(head, rows)
+
+
+def pilot(results: Path) -> str:
+    """What the pilot of the tier `reduced` says, with its figure, or that it has not been run."""
+    from nladv_core import figures
+    from nladv_core import pilot as its
+
+    known = claims.records(results / "pilot")
+    judged = its.judge(known)
+    if judged is None:
+        there = {record.key for record in known}
+        count = sum(spec.key() in there for spec in its.specs())
+        told = f"*Nothing yet*: {count} of the pilot's {len(its.specs())} runs are there."
+        return f"{told} Until all are, half the batch is taken."
+    rows = []
+    for name, by_napl in judged.accuracy.items():
+        cells = ["not reached" if y is None else f"{y:.1f} %" for y in by_napl.values()]
+        rows.append([name, *cells])
+    told = table(["way", *(f"accuracy at NAPL {napl:g}" for napl in its.NAPLS)], rows)
+    taken = judged.chosen or f"{its.FIRST}, as one of the ways has no number"
+    told += f"\n\nTaken: {taken}. The rule: the highest mean, "
+    told += (
+        f"but half the batch if it is within {its.CLEARLY:g} points of that. Its control ended {judged.gained:+.1f} "
+    )
+    told += f"points against the network before linearization, which counts as trained up to {its.PLATEAU:g}."
+    first = next(record for record in known if record.key == its.parent().key())
+    source = f"reduced, pilot · {first.spec.net} on {first.spec.data} · 1 seed · {len(its.specs())} runs"
+    alt = "Accuracy on held-out images over NAPL for three ways of linearizing in fewer steps, with their controls"
+    return f"{told}\n\n![{alt}]({figures.inline(its.figure(known, source))})"
 
 
 def _sized(network: str, width: float) -> str:
@@ -408,8 +489,13 @@ def markdown(docstring: str | None) -> str:
 
 
 def _sections(lines: Sequence[str]) -> Iterator[str]:
-    """Lines with every "Args:" and the like as a bold word and the entries below it as a list."""
+    """Lines with every "Args:" and the like as a bold word and the entries below it as a list, an example as code."""
     inside = False
+    if "Example:" in lines:  # it comes last
+        at = lines.index("Example:")
+        example = [line[4:] for line in lines[at + 1 :]]
+        yield from (*_sections(lines[:at]), "**Example**", "", "```pycon", *example, "```")
+        return
     for line in lines:
         indent = len(line) - len(line.lstrip())
         if indent == 0 and line.rstrip(":") in _SECTIONS and line.endswith(":"):

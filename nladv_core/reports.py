@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WIDTH = 100  # columns of the printed table at most
+
+# What a unit counts: every unit alike, by the probability that a path visits it (the sum over active units is the
+# NAPL), or by its pixels (the sum is the number of ReLUs that one input meets).
+Measure = Literal["units", "napl", "relus"]
+MEASURES: tuple[str, ...] = get_args(Measure)
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,43 @@ def report(
         },
         refused=refused,
     )
+
+
+def unit_weights(net: nn.Module, example_input: ExampleInput, measure: Measure) -> dict[str, Tensor]:
+    """What each channel of each unit group counts in a measure of nonlinearity: name -> float64 [C] on the CPU.
+
+    Σ weight·active over all units is the measure, as `report` tells it. Weights depend on structure and shape only, so
+    they stay valid while units are locked. `slope_penalty` and `GoalController` take them.
+
+    Args:
+        net: a linearized network.
+        example_input: a tensor, a tuple of tensors, or a shape without the batch axis, as for `report`.
+        measure: "units": 1 for each. "napl": the probability that a path visits it (`visit_probability`, §3.1; max
+            poolings are not counted), in [0, 1]. "relus": its ReLU evaluations on one example, that is the pixels of
+            its feature map, as often as it is run; this runs one forward pass, as `report` does.
+
+    Raises:
+        SpecError: an unknown measure, or an empty batch.
+        UnsupportedNetwork: no units; a network that path lengths refuse, for "napl"; one that fails on the example, for
+            "relus".
+
+    Example:
+        >>> net = nl.linearize(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), (3, 10, 10))
+        >>> nl.unit_weights(net, (3, 10, 10), "relus")
+        {'1': tensor([64., 64.], dtype=torch.float64)}
+    """
+    if measure not in MEASURES:
+        raise SpecError(f"measure is {measure!r}; expected one of {', '.join(map(repr, MEASURES))}.")
+    net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
+    groups = units(net)
+    if measure == "napl":
+        return visit_probability(net, example_input)
+    if measure == "units":
+        return {name: torch.ones(unit.channels, dtype=torch.float64) for name, unit in groups}
+    elements, _ = _run(net, _one_example(example_tensors(net, example_input)))
+    return {
+        name: torch.full((unit.channels,), elements[name] / unit.channels, dtype=torch.float64) for name, unit in groups
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ counting

@@ -18,15 +18,23 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nladv_core import datasets, nets, paths, tasks, texts, training
 from nladv_core import devices as several_devices
 from nladv_core.checkpoints import Progress
 from nladv_core.devices import ALONE, Ranks
 from nladv_core.errors import NladvError, RecordError, SpecError
-from nladv_core.linearize import active_counts, apply_masks_, effective_width, permute_masks
+from nladv_core.linearize import (
+    active_counts,
+    apply_masks_,
+    effective_width,
+    permute_masks,
+    units,
+    weighted_activity,
+)
 from nladv_core.packing import Packing
+from nladv_core.reports import unit_weights
 from nladv_core.specs import RunSpec
 from nladv_core.store import Busy, Record, RecordWarning, Store, code_version, fill, untrained, with_slopes
 from nladv_core.workers import Pool, serve
@@ -55,13 +63,14 @@ def compute(
     Args:
         on_epoch: gets the row of each finished epoch, also of those that were finished before an interruption.
         until: stop before this time (`time.time()`), between two epochs, and save.
-        tell: gets warnings in words; default: `RecordWarning`.
+        tell: gets warnings in words, among them that the run missed its goal; default: `RecordWarning`.
         ranks: the processes that compute this run together (`devices.compute` starts them); the first one stores it.
         compiled: whether to compile the training step (`training.fit`); None: on a GPU, if the run lasts.
 
     Raises:
         Paused: the time was up.
-        SpecError, DataError: what the data set or the loop refuses.
+        SpecError, DataError: what the data set or the loop refuses, and a goal that is not below what the network
+            begins with.
         RecordError: the parent is missing or damaged.
         TrainingDiverged: the loss left the finite numbers; the last checkpoint, of finite ones, is kept.
     """
@@ -78,6 +87,7 @@ def compute(
         task = tasks.of(data)
         example = nets.example(spec.net, task.shape)
         net, parent = _initial(spec, store, task)
+        price_weights, measure_weights = _budget(spec, net, example)
         under_way = _UnderWay(spec, store, net, _conditions(where, task, parent, compiled, ranks), tell, ranks)
         history = under_way.history
         if spec.published is not None:
@@ -105,6 +115,8 @@ def compute(
                 first=len(history),
                 momenta=under_way.momenta,
                 ranks=ranks,
+                price_weights=price_weights,
+                measure_weights=measure_weights,
             ):
                 history.append(row)
                 if on_epoch is not None:
@@ -128,6 +140,8 @@ def compute(
         }
         if any(isinstance(module, nn.MaxPool2d) for module in measured.modules()):  # as the paper counts on ImageNet
             metrics["napl_max_pool"] = paths.path_length(measured, example, count_max_pool=True).mean
+        if spec.measure == "relus" and measure_weights is not None:
+            metrics["relus"] = weighted_activity(net, measure_weights)
     finally:  # a checkpoint of before the loss diverged, if there is one, stays to be looked at
         torch.set_num_threads(threads)
     record = Record(
@@ -149,7 +163,53 @@ def compute(
     )
     record = store.save(record, net)
     ranks.wait()
+    if spec.goal is not None and not record.reached:
+        tell(
+            f"run {spec} missed its goal: {_asked(spec)}, and {_found(spec, metrics)}; give it a larger omega, more "
+            "epochs, or a goal nearer to that"
+        )
     return record
+
+
+def _budget(spec: RunSpec, net: nn.Module, example: Any) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+    """What the penalty charges for each unit of the network that a run begins with, and what its goal counts.
+
+    None where every slope is charged alike, and where the goal counts units or there is none.
+
+    Raises:
+        SpecError: the goal is not below what is there.
+    """
+    charged = counted = None
+    if spec.price != "units":
+        charged = unit_weights(net, example, spec.price)  # type: ignore[arg-type]  # checked by RunSpec
+        # A mean of 1 over slopes, so that omega is as strong as where every slope is charged alike.
+        slopes = sum(unit.slope.numel() for _, unit in units(net))
+        scale = slopes / math.fsum(float(weights.sum()) for weights in charged.values())
+        charged = {name: scale * weights for name, weights in charged.items()}
+    if spec.goal is not None and spec.measure != "units":
+        counted = unit_weights(net, example, spec.measure)  # type: ignore[arg-type]
+        there = {spec.measure: weighted_activity(net, counted)}
+        if not spec.goal < there[spec.measure]:
+            raise SpecError(
+                f"run {spec} has nothing to do: {_asked(spec)}, and {_found(spec, there)} at its beginning; give a "
+                "goal below that"
+            )
+    return charged, counted
+
+
+def _asked(spec: RunSpec) -> str:
+    """The goal of a run in words."""
+    if spec.measure == "units":
+        return f"its goal is a share of {spec.goal:g} of its units inactive"
+    return f"its goal is a NAPL of {spec.goal:g}" if spec.measure == "napl" else f"its goal is {spec.goal:,.0f} ReLUs"
+
+
+def _found(spec: RunSpec, metrics: Mapping[str, float]) -> str:
+    """What there is of what the goal of a run counts, in words."""
+    if spec.measure == "units":
+        return f"{1 - metrics['active_fraction']:.4g} of them are"
+    left = metrics[spec.measure]
+    return f"its NAPL is {left:.5g}" if spec.measure == "napl" else f"there are {left:,.0f}"
 
 
 def _warn(text: str) -> None:
@@ -168,6 +228,7 @@ _WORTH_COMPILING = {("cuda", "float32"): 5000.0, ("cuda", "bfloat16"): 5000.0, (
 def worth_compiling(spec: RunSpec, where: torch.device) -> bool:
     """Whether a run's step is compiled if nobody says otherwise."""
     return seconds(spec) > _WORTH_COMPILING.get((where.type, spec.precision), math.inf)
+
 
 # A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
 SAVE_EVERY_S = 5.0
@@ -250,7 +311,7 @@ def _conditions(
         "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
         "compilation": compiled,
-    } | ({"weights of another run": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
+    } | ({"weights": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
 
 
 def device_name(where: torch.device) -> str:
@@ -302,11 +363,17 @@ def _initial(spec: RunSpec, store: Store, task: tasks.Task) -> tuple[nn.Module, 
         return net, None
     if spec.masks != "none":
         taken_over = store.masks(parent)
-        if spec.masks != "exact":
-            generator = torch.Generator().manual_seed(training.stream(spec.seed, "masks"))
-            scope: Any = spec.masks
-            taken_over = permute_masks(taken_over, scope, generator)
-        apply_masks_(net, taken_over)
+        try:
+            if spec.masks != "exact":
+                generator = torch.Generator().manual_seed(training.stream(spec.seed, "masks"))
+                scope: Any = spec.masks
+                taken_over = permute_masks(taken_over, scope, generator)
+            apply_masks_(net, taken_over)
+        except SpecError as error:
+            raise RecordError(
+                f"the masks of run {parent} are another network's, or edited ({str(error).rstrip('.')}); delete its "
+                "record and its files, then `nladv run` computes it again"
+            ) from None
     elif parent.linearized:
         fill(net, store.weights(parent), f"the weights of run {parent}")
     (_, what), *others = taken_from(spec)
@@ -368,15 +435,17 @@ def run(
         )
     if devices > 1 and compiled:
         raise SpecError(f"devices is {devices}, and on several devices the step is not compiled; leave one of them out")
-    todo = missing(specs, store, refresh)
-    if todo:
-        if devices > 1:
-            workers = 1
-        if workers is None:
+    store.sweep()
+    tried: set[str] = set()
+    # More than once where a parent came out with other bits than before: then its children have to be computed again.
+    while todo := {key: spec for key, spec in missing(specs, store, refresh).items() if key not in tried}:
+        tried |= todo.keys()
+        count = 1 if devices > 1 else workers
+        if count is None:
             few = where.type == "cpu" and sum(map(seconds, todo.values())) < 6
-            workers = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
+            count = 1 if few else (os.cpu_count() or 1) if where.type == "cpu" else 4
         schedule = Schedule(todo, progress)
-        work(schedule, store, workers=workers, device=device, refresh=refresh, compiled=compiled, devices=devices)
+        work(schedule, store, workers=count, device=device, refresh=refresh, compiled=compiled, devices=devices)
         schedule.raise_failures()
     return store.frame(specs)
 
@@ -401,6 +470,7 @@ def work(
     job = {
         "folder": str(store.folder),
         "also": list(map(str, store.also)),
+        "parents": store.parents and str(store.parents),
         "device": device,
         "refresh": refresh,
         "devices": devices,
@@ -417,7 +487,7 @@ def work(
 
 
 def missing(specs: Iterable[RunSpec], store: Store, refresh: bool) -> dict[str, RunSpec]:
-    """What has to be computed: wanted runs without a usable record, and what they rest on that lacks weights or masks."""
+    """What has to be computed: wanted runs without a usable record, and their sources that lack weights or masks."""
     todo: dict[str, RunSpec] = {}
     waiting: list[tuple[RunSpec, tuple[str, ...]]] = [(spec, ()) for spec in specs]
     while waiting:
@@ -514,8 +584,8 @@ class Schedule:
         for key, spec in todo.items():
             before = {source.key() for source in spec.sources} & todo.keys()
             self._before[key] = len(before)
-            for key_before in before:
-                self._behind.setdefault(key_before, []).append(key)
+            for first in before:
+                self._behind.setdefault(first, []).append(key)
             if not before:
                 self._make_ready(key)
         self.bar = _bar(sum(spec.recipe.epochs for spec in todo.values()), progress)
@@ -674,7 +744,7 @@ def _in_processes(schedule: Schedule, job: Mapping[str, Any], count: int, packin
 def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     """Compute one run unless another process has done so meanwhile, and report on it."""
     spec = RunSpec.from_json(job["spec"])
-    store = Store(job["folder"], job["also"])
+    store = Store(job["folder"], job["also"], job.get("parents"))
 
     def say(event: str, **more: Any) -> None:
         report({"event": event, "spec": job["spec"], **more})
@@ -696,11 +766,18 @@ def _handle(job: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) ->
     try:
         with store.lock(spec, wait=until is None):
             # Whoever asked found it unusable, perhaps for its weights; another process may have mended it meanwhile.
-            if not _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
-                damaged = store.state(spec) in ("damaged", "done")
+            if _usable(spec, store, job["refresh"], ("weights", "masks") if spec.linearized else ("weights",)):
+                store.sweep_run(spec)  # that process may have been killed before it could
+            else:
+                # One of older code is replaced, also if its parent has been already.
+                replaced = job["refresh"] and store.stale(spec)
+                damaged = store.state(spec) in ("damaged", "done") and not replaced
                 names = ", ".join(path.name for path in store.set_aside(spec)) if damaged else ""
                 if names:
-                    say("warning", text=f"run {spec} was damaged and is computed again; set aside as {names}")
+                    say(
+                        "warning",
+                        text=f"run {spec} was damaged or not its parent's and is computed again; set aside as {names}",
+                    )
                 begin: Callable[..., Record] = partial(compute, until=until, compiled=job.get("compiled"))
                 if job.get("devices", 1) > 1:
                     begin = partial(several_devices.compute, count=job["devices"])

@@ -11,12 +11,10 @@ from typing import Any
 from nladv_core import datasets, nets, texts, training, values
 from nladv_core.errors import SpecError
 from nladv_core.recipes import UNTRAINED, Recipe
+from nladv_core.reports import MEASURES
 
 GRANULARITIES = ("channel", "layer", "pixel")
 MASKS = ("none", "exact", "layer", "global")
-# What a penalty charges for a unit, and what a goal counts: every unit alike, by the probability that a path visits it
-# (the sum over active units is the NAPL), or by its pixels (the sum is the number of ReLUs that one input meets).
-MEASURES = ("units", "napl", "relus")
 # What `datasets.load` takes for digits when nothing is said, written out here so that a key says what it stands for.
 _GENERATED: dict[str, dict[str, Any]] = {
     "digits": {"size": 16, "difficulty": 0.5, "train": 6000, "test": 2000},
@@ -68,7 +66,7 @@ class RunSpec:
             another `measure`, what is left of it, > 0.
         measure: what the goal counts: "units", "napl" or "relus" (of one input).
         price: what the penalty charges for a unit: "units" (each the same), or by its part of the "napl" or the
-            "relus", scaled so that the mean over all units is 1.
+            "relus", scaled so that the mean over all slopes is 1.
         pull_back: pull remaining active slopes back to 0 once the goal is reached.
         granularity: one slope per "channel", "layer" or "pixel".
         p, margin: exponent of the penalty; distance from 1 at which a slope locks.
@@ -249,16 +247,18 @@ class RunSpec:
             if getattr(self, name) != defaults[name]:
                 raise SpecError(f"run: {name} is {getattr(self, name)!r}, but {reason}; leave it out or change that")
 
-        if self.goal is not None and self.way is not None and self.way < _way_to_lock(self.p, self.margin):
+        alike = self.price == "units"  # else the dearest slopes come further than the others
+        if self.goal is not None and alike and self.way is not None and self.way < _way_to_lock(self.p, self.margin):
             raise SpecError(
-                f"run: with omega {self.omega:g} a slope comes at most {self.way / _way_to_lock(self.p, self.margin):.0%} "
-                f"of its way to the lock in the {self.recipe.epochs - self.start} epochs there are, so the goal cannot be "
-                "reached; give a larger omega, more epochs or an earlier start"
+                f"run: with omega {self.omega:g} a slope comes at most "
+                f"{self.way / _way_to_lock(self.p, self.margin):.0%} of its way to the lock in the "
+                f"{self.recipe.epochs - self.start} epochs there are, so the goal cannot be reached; give a larger "
+                "omega, more epochs or an earlier start"
             )
 
     @property
     def way(self) -> float | None:
-        """omega · Σ (learning rate of slopes) / (1 - momentum) over the steps with slopes; None: not of Adam.
+        """Omega · Σ (learning rate of slopes) / (1 - momentum) over the steps with slopes; None: not of Adam.
 
         A slope that the task leaves alone follows dα/dτ = ω·p·(1-α)^(p-1) with τ = Σ lr / (1 - momentum), so it gets to
         its lock at 1 - margin when this is (1 - margin^(2-p)) / (p·(2-p)): 1.332 with the paper's p and margin.
@@ -284,8 +284,9 @@ class RunSpec:
             seen = _seeds(parent)
             if self.weights is None and self.seed in seen:
                 raise SpecError(
-                    f"run: seed is {self.seed}, as of {'a run' if len(seen) > 1 else 'the run'} that its masks come from, "
-                    "so it would begin with the same weights and see the images in the same order; give another seed"
+                    f"run: seed is {self.seed}, as of {'a run' if len(seen) > 1 else 'the run'} that its masks come "
+                    "from, so it would begin with the same weights and see the images in the same order; give another "
+                    "seed"
                 )
         if self.weights is not None:
             self._check_weights(self.weights)

@@ -204,7 +204,7 @@ ROWS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = (
                     "granularities": ("channel",),
                     "network": "resnet56",
                     "omegas": (0.0016, 0.003),
-                    "goals": (2.7,),
+                    "goals": (2.7, 3.5),
                     "seeds": (0,),
                 },
             ),
@@ -218,7 +218,10 @@ ROWS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = (
             ("03_retraining_masks", {"dataset": "cifar10", "ways": ("chain",)}),
         ),
     ),
-    ("layers beside channels, CIFAR-100", (("06_accuracy_and_depth", {"granularities": ("layer",), "dataset": "cifar100"}),)),
+    (
+        "layers beside channels, CIFAR-100",
+        (("06_accuracy_and_depth", {"granularities": ("layer",), "dataset": "cifar100"}),),
+    ),
     ("initial depth", (("08_depth", {}),)),
     ("initial width", (("07_width", {}),)),
     ("features", (("10_feature_visualization", {}), ("10_feature_visualization", {"network": "squeezenet1_1"}))),
@@ -249,9 +252,11 @@ class Chapter:
                 f"{self.name}: tier is {self.tier!r}, expected one of {', '.join(TIERS)}"
                 f"{values.nearest(self.tier, TIERS)}"
             )
-        for field in fields(self):
-            if getattr(self, field.name) == ():
-                raise SpecError(f"{self.name}: {field.name} is empty, expected at least one value (or null: by tier)")
+        for parameter in fields(self):
+            if getattr(self, parameter.name) == ():
+                raise SpecError(
+                    f"{self.name}: {parameter.name} is empty, expected at least one value (or null: by tier)"
+                )
         runs.pick_device(self.device)
         self.specs()  # whatever a run would refuse is refused here, before anything is computed
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -34,7 +34,9 @@ from nladv_core.linearize import (
     parameter_groups,
     project_slopes_,
     slope_penalty,
+    slope_weights,
     units,
+    weighted_activity,
 )
 from nladv_core.normalization import Normalization
 from nladv_core.recipes import Recipe
@@ -71,6 +73,8 @@ def fit(
     first: int = 0,
     momenta: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
+    price_weights: Mapping[str, Tensor] | None = None,
+    measure_weights: Mapping[str, Tensor] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `net` in place on `device`; one row per finished epoch.
 
@@ -85,11 +89,13 @@ def fit(
         seed: decides shuffles, flips and dropout, not the weights `net` came with.
         omega: strength of the regularizer, >= 0.
         p: exponent of the penalty, > 0.
-        goal: share of units to make inactive, in (0, 1); the regularizer then stops. None: it acts to the end.
+        goal: share of units to make inactive, in (0, 1), or with `measure_weights` what may be left of
+            Σ weight·active, above 0 and below what is there at the beginning; the regularizer then stops. None: it acts
+            to the end.
         start: first epoch (from 0) with slopes switched on; before it every slope stays as it is (§4.1.2). With omega 0
             it may be the number of epochs: the slopes stay as they are to the end.
         pull_back: from the epoch after the goal is reached, pull the remaining active slopes back to 0 with the same
-            omega (the paper advises against it).
+            omega, every slope alike (the paper advises against it).
         margin: distance from 1 below which a unit counts as linear.
         slope_lr: factor of the recipe's learning rate for slopes, > 0.
         precision: "float32", or "bfloat16" by autocast.
@@ -100,6 +106,10 @@ def fit(
         momenta: the optimiser's state by parameter name, read at the beginning; brought up to date before each row.
         ranks: the processes that train this network together, each with an equal `net` and all else equal too; the rows
             are those of the whole.
+        price_weights: what the penalty charges for each unit, by group name, as for `slope_penalty`. None: each slope
+            alike.
+        measure_weights: what the goal counts for each unit, by group name, as for `GoalController`; `unit_weights`
+            makes some. None: units.
 
     Yields:
         `epoch` (from 1: epochs finished), `lr` and `omega` (in force at the epoch's last step), `train_loss` (mean
@@ -120,7 +130,7 @@ def fit(
     groups = units(net) if any(isinstance(module, ChannelPReLU) for module in net.modules()) else []
     if omega < 0 or not math.isfinite(omega):
         raise SpecError(f"omega is {omega:g}, expected a finite number of at least 0")
-    if goal is not None and not 0 < goal < 1:
+    if goal is not None and measure_weights is None and not 0 < goal < 1:
         raise SpecError(f"goal is {goal:g}, expected a share of inactive units between 0 and 1 (both excluded)")
     if omega > 0 and not groups:
         raise SpecError("omega is above 0 but the network has no slopes; linearize it first")
@@ -128,6 +138,16 @@ def fit(
         raise SpecError("a goal share needs omega above 0: nothing drives units towards the line without it")
     if pull_back and goal is None:
         raise SpecError("pull_back acts after a goal share is reached; give a goal too")
+    if price_weights is not None and omega == 0:
+        raise SpecError("price_weights need omega above 0: without it there is no penalty")
+    if measure_weights is not None:
+        if goal is None:
+            raise SpecError("measure_weights say what a goal counts; give a goal too")
+        # A run that goes on may be at its goal already.
+        there = weighted_activity(net, measure_weights) if first == 0 else math.inf
+        if not 0 < goal < there:
+            raise SpecError(f"goal is {goal:g}, expected above 0 and below what is there at the beginning, {there:.6g}")
+    prices = None if price_weights is None else slope_weights(net, price_weights)
     latest = recipe.epochs - (omega > 0)
     if not 0 <= start <= latest:
         raise SpecError(f"start is {start}, expected an epoch of the run: 0 to {latest}")
@@ -156,6 +176,8 @@ def fit(
         first,
         momenta,
         ranks,
+        prices,
+        measure_weights,
     )
 
 
@@ -178,6 +200,8 @@ def _epochs(
     first: int,
     momenta: dict[str, Tensor],
     ranks: Ranks,
+    prices: Tensor | None,
+    measure_weights: Mapping[str, Tensor] | None,
 ) -> Iterator[dict[str, Any]]:
     net.to(device).eval()
     if device.type != "cpu" or not _overruns_in_channels_last(net):
@@ -185,7 +209,11 @@ def _epochs(
     task = task.to(device)
     optimizer = _optimizer(net, recipe, slope_lr)
     _restore(optimizer, net, momenta)
-    controller = GoalController(net, goal, omega, margin=margin) if goal is not None else None
+    controller = None
+    if goal is not None:
+        controller = GoalController(net, goal, omega, margin=margin, weights=measure_weights)
+    if prices is not None:
+        prices = prices.to(slopes[0][1].slope)
     constant, nothing = torch.tensor(omega, device=device), torch.zeros((), device=device)
     forward = _forward(net, precision, device, recipe.label_smoothing)
     if compiled:
@@ -219,7 +247,7 @@ def _epochs(
                     total = loss if len(step) == 1 else loss * (batch.count / asked)
                     if slopes and switched_on and omega > 0 and batch is step[0]:
                         force = controller.omega() if controller is not None else constant
-                        total = total + force * slope_penalty(net, p)
+                        total = total + force * slope_penalty(net, p, weights=prices)
                         if pulling:
                             total = total + constant * slope_penalty(net, p, target=0.0)
                     total.backward()
@@ -243,7 +271,15 @@ def _epochs(
             at = f"at step {min(int(sums[5]) // recipe.accumulate + 1, steps)} of {steps} in"
             raise _diverged(sums[0], at, epoch, recipe, omega, precision, begun=epoch > first or sums[5] > 0)
         if not math.isfinite(sums[4]):  # the last step did it; or else it would be saved as good
-            raise _diverged(sums[4], "on the test split after" if judged else "with the weights after", epoch, recipe, omega, precision, begun=True)
+            raise _diverged(
+                sums[4],
+                "on the test split after" if judged else "with the weights after",
+                epoch,
+                recipe,
+                omega,
+                precision,
+                begun=True,
+            )
         momenta |= _state(optimizer, net)
         yield {
             "epoch": epoch + 1,

@@ -14,6 +14,7 @@ from nladv_core import datasets, nets, runs, training
 from nladv_core.devices import Ranks, join
 from nladv_core.linearize import linearize, masks
 from nladv_core.recipes import Recipe
+from nladv_core.reports import unit_weights
 from nladv_core.specs import RunSpec
 from nladv_core.store import Store
 from nladv_core.workers import Message, serve
@@ -39,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         "pull_back": True,
     },
 }
+CASES["budget"] = CASES["goal"] | {"goal": 2.7, "measure": "napl"}
 
 
 def network(data: Any) -> nn.Module:
@@ -63,6 +65,10 @@ def fitted(name: str, ranks: Ranks, folder: Path) -> list[dict[str, Any]]:
     size = 8 if words == "digits" else None
     data = datasets.load(words, size=size, difficulty=None, train=train, test=50)
     net = network(data)
+    measure = case.pop("measure", None)
+    if measure is not None:
+        case["measure_weights"] = unit_weights(net, (3, 8, 8), measure)
+        case["price_weights"] = {which: 20 * weights for which, weights in case["measure_weights"].items()}
     momenta: dict[str, torch.Tensor] = {}
     rows = []
     for row in training.fit(net, data, case.pop("recipe"), seed=3, momenta=momenta, ranks=ranks, **case):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from nladv_core import checkpoints, runs, training
+from nladv_core import campaign, checkpoints, runs, training
+from nladv_core.checkpoints import Checkpoint
 from nladv_core.errors import RecordError, SpecError
 from nladv_core.recipes import Recipe
 from nladv_core.runs import Paused, RecordWarning, RunFailed, RunSpec, Store, compute, run
@@ -26,7 +27,8 @@ RECIPE = Recipe(epochs=6, milestones=(4,), lr=0.05, batch=32, flip=False)
 PARENT = RunSpec(data="digits", net="resnet8", width=0.125, size=8, train=96, test=50, recipe=replace(RECIPE, epochs=5))
 LATE = replace(PARENT, parent=PARENT, recipe=RECIPE, omega=1.0, start=2)  # slopes without momentum at first
 GOAL = replace(PARENT, parent=PARENT, recipe=RECIPE, omega=2.0, goal=0.5, pull_back=True)
-SPECS = [PARENT, LATE, GOAL]
+BUDGET = replace(GOAL, goal=2.7, measure="napl", price="relus")
+SPECS = [PARENT, LATE, GOAL, BUDGET]
 SAME = ("metrics", "history", "units", "files", "data", "parent", "code")
 
 
@@ -78,7 +80,7 @@ def saving(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "SAVE_EVERY_S", -1.0)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["plain", "late start", "goal"])
+@pytest.mark.parametrize("spec", SPECS, ids=["plain", "late start", "goal", "budget"])
 def test_a_run_interrupted_after_any_epoch_ends_the_same(
     spec: RunSpec, whole: Store, tmp_path: Path, saving: None
 ) -> None:
@@ -325,3 +327,123 @@ def test_an_epoch_that_is_not_of_the_run_is_refused() -> None:
     net = torch.nn.Module()
     with pytest.raises(SpecError, match="first is 6, expected an epoch of the run or its end: 0 to 5"):
         training.fit(net, data, PARENT.recipe, seed=0, first=6)
+
+
+class Killed(BaseException):
+    """Ends a computation where it stands, as SIGKILL would: nothing in the library catches it."""
+
+
+def before_the_deletion(checkpoint: Checkpoint) -> None:
+    raise Killed
+
+
+def between_the_two_files(checkpoint: Checkpoint) -> None:
+    checkpoint._json.unlink()
+    raise Killed
+
+
+def before_what_a_killed_writer_left(checkpoint: Checkpoint) -> None:
+    checkpoint._json.unlink()
+    for path in checkpoint.folder.glob(f"{checkpoint.key}.*.safetensors"):
+        path.rename(path.with_name(f"{path.name}.1.tmp"))
+    raise Killed
+
+
+MOMENTS = [before_the_deletion, between_the_two_files, before_what_a_killed_writer_left]
+
+
+def killed_at_its_end(store: Store, moment: Callable[[Checkpoint], None] = before_the_deletion) -> list[Path]:
+    """Finish LATE after a checkpoint, killed when its record is there; returns what is left of the checkpoint."""
+    with pytest.raises(Paused):
+        compute(LATE, store, device="cpu", until=0.0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "delete", moment)
+        compute(LATE, store, device="cpu")
+    left = list((store.folder / ".checkpoints").iterdir())
+    assert store.state(LATE) == "done" and left
+    return left
+
+
+def wanted_again(store: Store) -> None:
+    assert len(run([LATE], store, progress=False, workers=1)) == 1
+
+
+def campaigned(store: Store) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(campaign, "wanted", lambda tier: [LATE])
+        assert campaign.campaign("smoke", minutes=1, store=store, workers=1, say=lambda line: None)
+
+
+def found_done_by_a_worker(store: Store) -> None:
+    """Another process finished it, and was killed, between the question what is missing and the lock."""
+    told: list[dict[str, Any]] = []
+    job = {"spec": LATE.to_json(), "folder": str(store.folder), "also": [], "device": "cpu", "refresh": False}
+    runs._handle(job, told.append)
+    assert told[-1]["event"] == "done"
+
+
+def another_wanted(store: Store) -> None:
+    run([PARENT], store, progress=False, workers=1)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("meet", [wanted_again, campaigned, found_done_by_a_worker, another_wanted])
+def test_whoever_meets_a_run_that_was_killed_at_its_end_sweeps_up(
+    whole: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: Callable[[Checkpoint], None],
+    meet: Callable[[Store], None],
+) -> None:
+    store = with_parent(tmp_path, whole)
+    killed_at_its_end(store, moment)
+    monkeypatch.setattr(runs, "compute", None)  # nothing needs to be computed any more
+    meet(store)
+    assert_same_end(LATE, store, whole)
+    assert not list((store.folder / ".checkpoints").iterdir())
+
+
+def test_a_dry_run_of_a_campaign_and_a_reader_delete_nothing(whole: Store, tmp_path: Path) -> None:
+    store = with_parent(tmp_path, whole)
+    left = killed_at_its_end(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(campaign, "wanted", lambda tier: [LATE])
+        campaign.campaign("smoke", minutes=1, store=store, dry_run=True, say=lambda line: None)
+    store.frame([LATE])
+    assert sorted((store.folder / ".checkpoints").iterdir()) == sorted(left)
+
+
+def test_sweeping_leaves_what_is_under_way(whole: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = with_parent(tmp_path, whole)
+    with pytest.raises(Paused):
+        compute(GOAL, store, device="cpu", until=0.0)
+    begun = set((store.folder / ".checkpoints").iterdir())
+    store.sweep()
+    assert set((store.folder / ".checkpoints").iterdir()) == begun, "no record is there yet"
+    killed_at_its_end(store)
+    with store.lock(LATE):
+        store.sweep()
+        assert len(list((store.folder / ".checkpoints").iterdir())) == 4, "somebody computes it"
+    store.sweep()
+    assert set((store.folder / ".checkpoints").iterdir()) == begun
+    with pytest.raises(Paused), monkeypatch.context() as patch:
+        patch.setattr(runs, "code_version", lambda: {"source": "another"})
+        compute(LATE, store, device="cpu", until=0.0)
+    store.sweep()
+    assert len(list((store.folder / ".checkpoints").iterdir())) == 4, "it is to replace a record of other sources"
+
+
+def test_sweeping_looks_once_at_one_folder_however_many_runs_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path, also=())
+    (tmp_path / ".checkpoints").mkdir()
+    for number in range(1000):
+        (tmp_path / f"{number:012x}.json").touch()
+    looked, really = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(path) or really(path))
+    monkeypatch.setattr(Path, "is_file", None)
+    store.sweep()
+    assert looked == [tmp_path / ".checkpoints"]
+    monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError()))
+    store.sweep()

@@ -23,7 +23,7 @@ SPECS = [
     replace(PARENT, seed=1),
     replace(PARENT, parent=PARENT, omega=1.0),
     replace(PARENT, parent=PARENT, omega=2.0),
-    replace(PARENT, parent=replace(PARENT, parent=PARENT, omega=2.0), masks="exact"),
+    replace(PARENT, parent=replace(PARENT, parent=PARENT, omega=2.0), masks="exact", seed=1),
     replace(PARENT, parent=replace(PARENT, seed=1), omega=1.0, seed=1),
 ]
 

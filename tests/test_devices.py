@@ -82,18 +82,19 @@ def test_gradients_are_those_of_one_process_with_the_same_batch(team: Team, tmp_
             assert row[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
-def test_ranks_lock_the_same_units_at_the_same_time(team: Team, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["goal", "budget"])
+def test_ranks_lock_the_same_units_at_the_same_time(team: Team, tmp_path: Path, case: str) -> None:
     """Whatever rounding does, ranks must hold the same bits: a unit that one of them alone has locked stays so."""
-    one, two = (said["rows"] for said in team.all(case="goal"))
+    one, two = (said["rows"] for said in team.all(case=case))
     assert one == two
     reached = []
     for epoch in range(1, 6):
-        some, other = team.files("goal", epoch)
+        some, other = team.files(case, epoch)
         assert some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
         reached.append(sum(int((~mask).sum()) for name, mask in some.items() if name.startswith("mask:")))
     assert reached[0] == 0 < reached[-1], "slopes are switched on after the first epoch, and units are locked then"
     assert one[-1]["omega"] == 0, "the goal was reached: the controller has ended its work in all ranks"
-    alone = ranks_at_work.fitted("goal", ALONE, tmp_path)
+    alone = ranks_at_work.fitted(case, ALONE, tmp_path)
     for row, expected in zip(one, alone, strict=True):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=0.02)
         assert row["active_fraction"] == pytest.approx(expected["active_fraction"], abs=0.02)

@@ -67,10 +67,17 @@ LIBRARY: dict[str, tuple[Callable[[Path], Any], str]] = {
     "project_slopes_: plain network": (lambda p: nl.project_slopes_(nn.Linear(2, 2)), "no linearization units"),
     "slope_penalty: range": (lambda p: nl.slope_penalty(sloped(), p=-1), "-1"),
     "slope_penalty: type": (lambda p: nl.slope_penalty(sloped(), p="half"), "'half'"),  # type: ignore[arg-type]
+    "slope_penalty: weights": (lambda p: nl.slope_penalty(sloped(), weights={"x": torch.ones(3)}), "['x']"),
     "freeze_linear_: range": (lambda p: nl.freeze_linear_(sloped(), margin=-1), "-1"),
     "freeze_linear_: type": (lambda p: nl.freeze_linear_(sloped(), margin="x"), "'x'"),  # type: ignore[arg-type]
     "GoalController: share": (lambda p: nl.GoalController(sloped(), 2.0, 1.0), "2.0"),
     "GoalController: strength": (lambda p: nl.GoalController(sloped(), 0.5, -1.0), "-1.0"),
+    "GoalController: budget": (
+        lambda p: nl.GoalController(sloped(), 4.0, 1.0, weights={"1": torch.ones(3)}),
+        "weigh 3",
+    ),
+    "unit_weights: measure": (lambda p: nl.unit_weights(sloped(), (4,), "flops"), "'flops'"),  # type: ignore[arg-type]
+    "unit_weights: plain network": (lambda p: nl.unit_weights(nn.Linear(2, 2), (2,), "napl"), "no linearization units"),
     "parameter_groups: weight decay": (lambda p: nl.parameter_groups(sloped(), "x"), "'x'"),  # type: ignore[arg-type]
     "masks: plain network": (lambda p: nl.masks(nn.Linear(2, 2)), "no linearization units"),
     "apply_masks_: other groups": (lambda p: nl.apply_masks_(sloped(), {"x": torch.ones(3).bool()}), "'x'"),

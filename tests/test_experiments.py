@@ -703,7 +703,7 @@ class TestEditions:
     def test_at_reduced_size_they_are_the_rows(self) -> None:
         """What is computed and what is shown are written down once, in the order of their worth."""
         channel, layer = {"granularities": ("channel",)}, {"granularities": ("layer",)}
-        deep = channel | {"network": "resnet56", "omegas": (0.0016, 0.003), "goals": (2.7,), "seeds": (0,)}
+        deep = channel | {"network": "resnet56", "omegas": (0.0016, 0.003), "goals": (2.7, 3.5), "seeds": (0,)}
         hard = {"dataset": "cifar100"}
         expected: dict[str, list[dict[str, Any]]] = {
             "03_retraining_masks": [
@@ -733,7 +733,7 @@ class TestEditions:
             {("resnet20", "cifar100", None)},
         ]
         goals = [{(s.goal, s.measure) for s in edition.specs() if s.goal is not None} for edition in found]
-        assert goals == [{(2.0, "napl")}, {(2.0, "napl")}, {(2.7, "napl")}, set()]
+        assert goals == [{(2.0, "napl")}, {(2.0, "napl")}, {(2.7, "napl"), (3.5, "napl")}, set()]
         assert len(found[0].specs()) == 3 * (1 + 1 + 5 + 1)  # parent, control, strengths and a goal
         early = CHAPTERS["04_early_and_late"].editions("reduced")
         for edition in early:

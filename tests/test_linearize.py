@@ -1,6 +1,7 @@
 """Units, surgery, penalty, freezing, goal and masks."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 import nladv_core as nl
 from nladv_core import nets
+from nladv_core.linearize import slope_weights
 
 # ------------------------------------------------------------------------------------------------------------- one unit
 
@@ -399,6 +401,121 @@ def test_penalty_pushes_slopes_up_and_its_gradient_is_finite_everywhere(net):
     assert first.grad[0] == 0 and first.grad[1] == pytest.approx(-0.5)
 
 
+def random_weights(net, seed=0):
+    """One for each channel, some of them 0."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {name: torch.rand(unit.channels, generator=generator, dtype=torch.float64) for name, unit in nl.units(net)}
+    return {name: weights * (weights > 0.1) for name, weights in made.items()}
+
+
+def priced(net, weights):
+    """Of each slope, one after the other: its value, whether it is active, and its weight, channel by channel."""
+    for name, unit in nl.units(net):
+        for index in itertools.product(*map(range, unit.slope.shape)):
+            channels = weights[name].tolist()
+            if unit.granularity == "layer":
+                weight = math.fsum(channels)
+            else:  # all feature maps of these networks have channels first
+                weight = channels[index[0]] / math.prod(unit.slope.shape[1:])
+            yield float(unit.slope.detach()[index]), bool(unit.active[index]), weight
+
+
+def sloped(granularity):
+    torch.manual_seed(0)
+    made = nl.linearize(nets.build("resnet8", width=0.25), (3, 8, 8), granularity=granularity)
+    with torch.no_grad():
+        for _, unit in nl.units(made):
+            unit.slope.uniform_(0, 1)
+            unit.active.copy_(torch.rand(unit.active.shape) < 0.7)
+    return made
+
+
+@pytest.mark.parametrize("p", [0.5, 2])
+@pytest.mark.parametrize("target", [1.0, 0.0])
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+def test_penalty_charges_each_unit_its_weight(granularity, p, target):
+    net = sloped(granularity)
+    weights = random_weights(net)
+    expected = math.fsum(weight * abs(target - slope) ** p for slope, active, weight in priced(net, weights) if active)
+    backwards = dict(reversed(weights.items()))  # names decide, not their order
+    for given in (weights, backwards, slope_weights(net, weights)):
+        assert float(nl.slope_penalty(net, p, target, weights=given).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_penalty_takes_visit_probabilities_as_they_are(net):
+    with torch.no_grad():
+        for _, unit in nl.units(net):
+            unit.slope.zero_()
+            unit.active[::2] = False
+    visits = nl.visit_probability(net, (3, 8, 8))
+    assert float(nl.slope_penalty(net, weights=visits).detach()) == pytest.approx(nl.path_length(net, (3, 8, 8)).mean)
+
+
+def test_penalty_with_weights_of_one_is_the_one_without(net):
+    found = []
+    for weights in (None, nl.unit_weights(net, (3, 8, 8), "units")):
+        penalty = nl.slope_penalty(net, weights=weights)
+        found.append([penalty, *torch.autograd.grad(penalty, [unit.slope for _, unit in nl.units(net)])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_weights_may_be_given_for_each_slope():
+    net = sloped("pixel")
+    weights = {name: torch.rand(unit.slope.shape) for name, unit in nl.units(net)}
+    expected = 0.0
+    for name, unit in nl.units(net):
+        for index in itertools.product(*map(range, unit.slope.shape)):
+            distance = 1 - float(unit.slope.detach()[index])
+            expected += float(weights[name][index]) * distance**0.5 * bool(unit.active[index])
+    assert float(nl.slope_penalty(net, weights=weights).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_of_the_penalty_is_that_of_each_unit_times_its_weight(net):
+    weights = random_weights(net)
+    nl.slope_penalty(net, weights=weights).backward()
+    for name, unit in nl.units(net):
+        for slope, gradient, weight in zip(unit.slope.tolist(), unit.slope.grad.tolist(), weights[name], strict=True):
+            assert gradient == pytest.approx(-0.5 * float(weight) / math.sqrt(1 - slope), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda w, name: w.pop(name), "missing groups ['relu']"),
+        (lambda w, name: w.update(x=torch.ones(3)), "unknown groups ['x']"),
+        (
+            lambda w, name: w.update({name: torch.ones(7)}),
+            "'relu' have shape (7,); expected a real tensor of shape (8,)",
+        ),
+        (lambda w, name: w.update({name: torch.tensor(1.0)}), "'relu' have shape ()"),
+        (lambda w, name: w.update({name: [1.0] * 8}), "'relu' are [1.0, 1.0"),
+        (lambda w, name: w.update({name: torch.ones(8, dtype=torch.complex64)}), "expected a real tensor"),
+        (lambda w, name: w[name].__setitem__(2, -0.5), "'relu' hold -0.5; expected finite numbers of at least 0"),
+        (lambda w, name: w[name].__setitem__(2, math.nan), "'relu' hold nan"),
+        (lambda w, name: w[name].__setitem__(2, math.inf), "'relu' hold inf"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(net, change, told):
+    first = nl.units(net)[0][0]
+    weights = random_weights(net)
+    change(weights, first)
+    calls = (
+        lambda: nl.slope_penalty(net, weights=weights),
+        lambda: nl.GoalController(net, 1.0, omega=0.1, weights=weights),
+    )
+    for call in calls:
+        with pytest.raises(nl.SpecError) as refusal:
+            call()
+        assert told.replace("'relu'", repr(first)) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_weights_that_are_no_mapping_are_refused(net):
+    with pytest.raises(nl.SpecError, match="weights are 'napl'; expected a mapping"):
+        nl.slope_penalty(net, weights="napl")
+    with pytest.raises(nl.SpecError, match=r"a tensor of shape \(3,\); expected a mapping"):
+        nl.slope_penalty(net, weights=torch.ones(3))
+
+
 def test_penalty_refuses_an_exponent_that_is_not_positive(net):
     with pytest.raises(nl.SpecError, match="exponent p .* is 0"):
         nl.slope_penalty(net, p=0)
@@ -500,6 +617,124 @@ def test_omega_is_full_far_from_the_goal_and_falls_near_it(net):
         expected = 0 if inactive >= 0.5 else 2.0 * min(1, 0.1 + 0.9 * (0.5 - inactive) / 0.25)
         assert omega == pytest.approx(expected, abs=2e-5)
     assert len(seen) == total
+
+
+def measured(net, measure):
+    """What is left, by what knows nothing of weights."""
+    if measure == "napl":
+        return nl.path_length(net, (3, 8, 8)).mean
+    counts = []
+    # Feature maps of 8, 4 and 2 pixels a side: three, two and two call sites.
+    for (_, unit), side in zip(nl.units(net), (8, 8, 8, 4, 4, 2, 2), strict=True):
+        share = float(unit.active.double().mean())  # each slope of a group stands for as many
+        counts.append(share * unit.channels * (side * side if measure == "relus" else 1))
+    return math.fsum(counts)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+@pytest.mark.parametrize(("measure", "goal"), [("napl", 2.7), ("napl", 0.31), ("relus", 900.0), ("units", 21.5)])
+def test_a_budget_is_passed_by_less_than_one_unit(granularity, measure, goal):
+    torch.manual_seed(1)
+    net = nl.linearize(nets.build("resnet8", width=0.25), (3, 8, 8), granularity=granularity)
+    controller = nl.GoalController(net, goal, omega=0.1, weights=nl.unit_weights(net, (3, 8, 8), measure))
+    left = [measured(net, measure)]
+    while not controller.reached:
+        assert left[-1] > goal and len(left) < 200 and float(controller.omega()) > 0
+        with torch.no_grad():
+            for _, unit in nl.units(net):
+                unit.slope += 0.1 * torch.rand(unit.slope.shape)
+        before = [(unit.slope.detach().clone(), unit.active.clone()) for _, unit in nl.units(net)]
+        frozen = int(controller.freeze_())
+        for (slope, active), (_, unit) in zip(before, nl.units(net), strict=True):
+            assert (slope[active & ~unit.active] > 0.99).all()
+        nl.project_slopes_(net)
+        left.append(measured(net, measure))
+        assert (frozen > 0) == (left[-1] < left[-2])
+    assert left[-1] <= goal * (1 + 1e-9)
+    assert float(controller.omega()) == 0 and int(controller.freeze_()) == 0
+    # The goal was asked for by every unit but the last: with that one back, it would not be reached.
+    locked = [
+        (float(slope[index]), unit, index)
+        for (slope, active), (_, unit) in zip(before, nl.units(net), strict=True)
+        for index in itertools.product(*map(range, slope.shape))
+        if active[index] and not unit.active[index]
+    ]
+    _, unit, index = min(locked, key=lambda found: found[0])
+    unit.active[index] = True
+    assert measured(net, measure) > goal
+
+
+def test_a_budget_of_units_is_the_share_that_leaves_as_many(net):
+    """Step by step: the same strengths, the same units locked."""
+    other = copy.deepcopy(net)
+    total = len(slopes_of(net))
+    share = nl.GoalController(net, 0.7, omega=2.0, band=0.3, floor=0.2)
+    ones = nl.unit_weights(other, (3, 8, 8), "units")
+    budget = nl.GoalController(other, total - 0.7 * total, omega=2.0, band=0.3, floor=0.2, weights=ones)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        assert float(share.omega()) == pytest.approx(float(budget.omega()), abs=1e-6)
+        with torch.no_grad():
+            for (_, unit), (_, same) in zip(nl.units(net), nl.units(other), strict=True):
+                unit.slope += 0.1 * torch.rand(unit.slope.shape, generator=generator)
+                same.slope.copy_(unit.slope)
+        assert int(share.freeze_()) == int(budget.freeze_())
+        assert slopes_of(net) == slopes_of(other)
+    assert share.reached and budget.reached
+
+
+def test_omega_falls_within_the_band_of_a_budget(net):
+    weights = random_weights(net)
+    total = math.fsum(float(w.sum()) for w in weights.values())
+    goal = 0.4 * total
+    controller = nl.GoalController(net, goal, omega=2.0, band=0.25, floor=0.1, weights=weights)
+    seen = []
+    for name, unit in nl.units(net):
+        for i in range(unit.channels):
+            left = math.fsum(float(weights[n][u.active].sum()) for n, u in nl.units(net))
+            expected = 0 if left <= goal else 2.0 * min(1, 0.1 + 0.9 * (left - goal) / (0.25 * total))
+            assert float(controller.omega()) == pytest.approx(expected, abs=2e-5), name
+            assert controller.reached == (expected == 0)
+            seen.append(expected)
+            unit.active[i] = False
+    assert {0, 2.0} < set(seen)
+
+
+def test_weights_stay_valid_while_units_are_locked_and_a_goal_may_be_reached_already(net):
+    """As in a run that is taken up again."""
+    weights = nl.unit_weights(net, (3, 8, 8), "napl")
+    for _, unit in nl.units(net):
+        unit.active[1:] = False
+    again = nl.unit_weights(net, (3, 8, 8), "napl")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert nl.GoalController(net, 4.0, omega=0.1, weights=weights).reached
+
+
+@pytest.mark.parametrize("goal", [0, -1.0, 5, 5.1, math.inf, math.nan, "2.7"])
+def test_a_budget_that_leaves_everything_or_less_than_nothing_is_refused(net, goal):
+    with pytest.raises(nl.SpecError) as refusal:
+        nl.GoalController(net, goal, omega=0.1, weights=nl.unit_weights(net, (3, 8, 8), "napl"))
+    told = f"the goal is that {goal!r} be left, and all units together weigh 5; expected a number above 0 and below"
+    assert told in str(refusal.value)
+
+
+@pytest.mark.parametrize("budget", [False, True])
+def test_a_step_of_the_controller_reads_nothing_back(net, budget, monkeypatch):
+    """What would wait for a device: numbers and truth values of tensors, and copies."""
+    weights = nl.unit_weights(net, (3, 8, 8), "napl") if budget else None
+    controller = nl.GoalController(net, 0.5, omega=0.1, weights=weights)
+    prices = slope_weights(net, nl.visit_probability(net, (3, 8, 8)))
+
+    def waits(*_, **__):
+        raise AssertionError("waits for the device")
+
+    for name in ("__bool__", "__float__", "__int__", "__len__", "item", "tolist", "numpy", "cpu", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, waits)
+    controller.omega()
+    controller.freeze_()
+    nl.slope_penalty(net, weights=prices if budget else None)
+    with pytest.raises(AssertionError, match="waits"):
+        assert controller.reached
 
 
 @pytest.mark.parametrize("goal", [0, 1, -0.5, 1.5, float("nan")])

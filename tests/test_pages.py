@@ -294,6 +294,10 @@ class TestReference:
 
         Raises:
             SpecError: x < 0, or `x < 1`, or $5.
+
+        Example:
+            >>> 1 < 2
+            True
         """
         assert pages.markdown(text).split("\n\n") == [
             "Two words.",
@@ -303,6 +307,8 @@ class TestReference:
             "A sum.",
             "\n**Raises**",
             "* `SpecError`: x &lt; 0, or `x < 1`, or \\$5.",
+            "**Example**",
+            "```pycon\n>>> 1 < 2\nTrue\n```",
         ]
 
 

@@ -1,5 +1,6 @@
 """The repository as a whole: declarations that must agree, and things that must not be in it."""
 
+import doctest
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -127,6 +129,17 @@ def test_library_example_of_the_readme_runs() -> None:
     names: dict = {}
     exec(example[1], names)
     assert names["loss"].item() > 0
+
+
+def test_examples_of_the_reference_say_what_comes_out() -> None:
+    names = {"nl": nladv_core, "nn": torch.nn, "torch": torch}
+    found = 0
+    for name in nladv_core.__all__:
+        for example in doctest.DocTestFinder(recurse=False).find(getattr(nladv_core, name), name, globs=names):
+            outcome = doctest.DocTestRunner().run(example)
+            assert outcome.failed == 0, name
+            found += outcome.attempted
+    assert found > 5
 
 
 def test_files_of_the_readme_exist_and_are_all_listed() -> None:

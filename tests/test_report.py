@@ -191,6 +191,54 @@ def test_columns_of_a_partly_linear_network(granularity) -> None:
     assert totals["slopes"] == sum(unit.slope.numel() for _, unit in nl.units(net))
 
 
+class MapsAndNumbers(nn.Module):
+    """A ReLU over feature maps, and one over numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, stride=2)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.head(self.b(torch.relu(self.a(x))).mean((2, 3))))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+def test_unit_weights_by_hand(granularity) -> None:
+    net = nl.linearize(MapsAndNumbers(), (3, 10, 10), granularity=granularity)
+    for _, unit in nl.units(net):
+        unit.active.view(-1)[0] = False  # no matter
+    expected = {"units": (1, 1), "relus": (8 * 8, 1), "napl": (1 / 4, 1 / 5)}  # two layers of a chain
+    for measure, (inner, outer) in expected.items():
+        for example in ((3, 10, 10), torch.zeros(7, 3, 10, 10)):  # of a batch one example counts
+            weights = nl.unit_weights(net, example, measure)
+            assert list(weights) == [name for name, _ in nl.units(net)]
+            assert [w.tolist() for w in weights.values()] == [[inner] * 4, pytest.approx([outer] * 5)]
+            assert all(w.dtype == torch.float64 for w in weights.values())
+
+
+def test_a_unit_that_is_run_twice_counts_twice() -> None:
+    inside = nl.linearize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4)), (4,))
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inside(self.inside(x))
+
+    assert [w.tolist() for w in nl.unit_weights(Loop(), (4,), "relus").values()] == [[2.0, 2.0, 2.0]]
+
+
+def test_unit_weights_leave_modes_and_random_state_alone() -> None:
+    net = nl.linearize(MapsAndNumbers(), (3, 10, 10)).train()
+    state = torch.random.get_rng_state()
+    for measure in ("units", "napl", "relus"):
+        nl.unit_weights(net, (3, 10, 10), measure)
+    assert all(module.training for module in net.modules()) and torch.equal(state, torch.random.get_rng_state())
+
+
 def test_max_pooling_counts_on_request() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten())
     model.append(nn.Linear(16, 2))

@@ -22,6 +22,7 @@ from nladv_core.errors import RecordError, SpecError
 from nladv_core.linearize import active_counts, units
 from nladv_core.paths import path_length
 from nladv_core.recipes import RECIPES, UNTRAINED, Recipe
+from nladv_core.reports import report
 from nladv_core.runs import Record, RecordWarning, RunFailed, RunSpec, Store, run
 
 RECIPE = Recipe(epochs=2, lr=0.05, batch=32, flip=False)
@@ -221,6 +222,141 @@ def test_a_record_holds_what_happened(filled: Store) -> None:
     plain = filled.record(PARENT)
     assert plain.metrics["napl"] == 5 and plain.metrics["active_fraction"] == 1  # ResNet-8: 3 blocks + 1 + 2 · ½
     assert plain.parent is None and set(plain.files) == {"weights"}
+
+
+# ResNet-8 on images of 8 pixels: three, two and two call sites with feature maps of 8, 4 and 2 pixels a side.
+SIDES = (8, 8, 8, 4, 4, 2, 2)
+
+
+def met(net: torch.nn.Module) -> float:
+    """ReLUs that one image meets, counted one by one."""
+    count = 0.0
+    for (_, unit), side in zip(units(net), SIDES, strict=True):
+        for channel in unit.active_channels().tolist():
+            count += channel * side * side
+    return count
+
+
+def measured(net: torch.nn.Module, measure: str) -> float:
+    return path_length(net, (3, 8, 8)).mean if measure == "napl" else met(net)
+
+
+def dearest(net: torch.nn.Module, measure: str) -> float:
+    """The most that a single slope counts: each alone, of pixels the first of each channel."""
+    for _, unit in units(net):
+        unit.active.fill_(False)
+    found = []
+    for _, unit in units(net):
+        for first in unit.active.view(len(unit.active), -1)[:, 0]:
+            first.fill_(True)
+            found.append(measured(net, measure))
+            first.fill_(False)
+    return max(found)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+@pytest.mark.parametrize(("measure", "goal"), [("napl", 2.7), ("relus", 300.0)])
+def test_a_run_ends_just_below_a_goal_in_what_it_measures(
+    filled: Store, tmp_path: Path, granularity: str, measure: str, goal: float
+) -> None:
+    live = Store(tmp_path, also=[filled.folder])
+    spec = replace(CHILD, granularity=granularity, goal=goal, measure=measure, price=measure, omega=20.0)
+    told: list[str] = []
+    record = runs.compute(spec, live, device="cpu", tell=told.append)
+    net = live.network(spec)
+    left = measured(net, measure)
+    assert record.metrics[measure] == pytest.approx(left, abs=1e-9) and record.reached and not told
+    assert ("relus" in record.metrics) == (measure == "relus")
+    assert goal - dearest(net, measure) < left <= goal * (1 + 1e-9)
+    again = Record.read(next(live.folder.glob(f"{spec.key()}.json")))
+    assert again.metrics == record.metrics and again.reached
+
+
+def test_a_price_is_a_mean_of_one_times_what_a_slope_counts(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def only_looks(*_: Any, price_weights: Any, measure_weights: Any, **__: Any) -> Any:
+        seen.append((price_weights, measure_weights))
+        raise SpecError("seen")
+
+    monkeypatch.setattr(training, "fit", only_looks)
+    live = Store(tmp_path, also=[filled.folder])
+    for change in (
+        {"price": "relus"},
+        {"price": "relus", "granularity": "pixel"},
+        {"price": "relus", "granularity": "layer"},
+        {},
+    ):
+        with pytest.raises(SpecError, match="seen"):
+            runs.compute(replace(CHILD, **change), live, device="cpu")
+    pixels = [side**2 for side in SIDES]
+    channels = [2, 2, 2, 4, 4, 8, 8]
+    each = [list(price_weights.values()) for price_weights, _ in seen[:3]]
+    mean = sum(p * c for p, c in zip(pixels, channels, strict=True)) / sum(channels)
+    for by_channel, count, pixel_count in zip(each[0], channels, pixels, strict=True):
+        assert by_channel.tolist() == pytest.approx([pixel_count / mean] * count)
+    for by_channel, pixel_count in zip(each[1], pixels, strict=True):  # each pixel's slope is charged 1, as in SNL
+        assert (by_channel / pixel_count).tolist() == pytest.approx([1.0] * len(by_channel))
+    assert sum(float(by_channel.sum()) for by_channel in each[2]) == pytest.approx(len(SIDES))
+    assert seen[3] == (None, None), "units: no weights at all, so that no bit changes"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"goal": 5.0, "measure": "napl"}, "its goal is a NAPL of 5, and its NAPL is 5 at its beginning"),
+        ({"goal": 7.25, "measure": "napl"}, "its goal is a NAPL of 7.25, and its NAPL is 5 at its beginning"),
+        ({"goal": 1e6, "measure": "relus"}, "its goal is 1,000,000 ReLUs, and there are 576 at its beginning"),
+    ],
+)
+def test_a_goal_above_what_the_network_has_is_refused(
+    filled: Store, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    spec = replace(CHILD, **change)
+    live = Store(tmp_path, also=[filled.folder])
+    with pytest.raises(SpecError) as refusal:
+        runs.compute(spec, live, device="cpu")
+    assert f"run {spec.key()}" in str(refusal.value) and f"{told}; give a goal below that" in str(refusal.value)
+    assert "\n" not in str(refusal.value) and live.state(spec) == "missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"goal": 0.5, "omega": 0.46}, "its goal is a share of 0.5 of its units inactive, and 0 of them are"),
+        ({"goal": 1.5, "measure": "napl", "omega": 0.46}, "its goal is a NAPL of 1.5, and its NAPL is 5"),
+        ({"goal": 90, "measure": "relus", "price": "napl", "omega": 0.01}, "its goal is 90 ReLUs, and there are 576"),
+    ],
+)
+def test_a_missed_goal_is_told_in_one_sentence_and_kept(
+    filled: Store, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    spec = replace(CHILD, **change)
+    live = Store(tmp_path, also=[filled.folder])
+    said: list[str] = []
+    runs.compute(spec, live, device="cpu", tell=said.append)
+    (sentence,) = said
+    assert sentence.startswith(f"run {spec.key()}") and f"missed its goal: {told}; give it a larger omega" in sentence
+    assert "\n" not in sentence
+    assert live.state(spec) == "done" and not live.record(spec).reached
+
+
+def test_sentences_take_budgets_too(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"data": "number-words", "net": "transformer1", "width": 1 / 16, "train": 64, "test": 20}
+    recipe = Recipe(epochs=3, lr=0.5, batch=16, flip=False)
+    for measure, share in (("napl", 0.6), ("relus", 0.6)):
+        spec = RunSpec(**words, recipe=recipe, omega=3.0, goal=0.01, measure=measure, price=measure)
+        task = runs.tasks.of(runs._load("number-words", spec.size, None, 64, 20))
+        example = runs.nets.example(spec.net, task.shape)
+        net = store.with_slopes(store.untrained(spec, task.outputs), spec, task.shape)
+        there = report(net, example).totals[{"napl": "napl", "relus": "relu_count"}[measure]]
+        spec = replace(spec, goal=share * there)
+        place = Store(tmp_path / measure, also=())
+        record = runs.compute(spec, place, device="cpu")
+        left = report(place.network(spec), example).totals[{"napl": "napl", "relus": "relu_count"}[measure]]
+        assert record.reached and record.metrics[measure] == pytest.approx(left) and 0.5 * there < left <= spec.goal
 
 
 def test_a_record_keeps_the_final_epoch_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -755,7 +891,7 @@ def test_with_other_weights_an_interrupted_run_starts_over(
     other = taken | {"weights_sha256": "0" * 64}
     with monkeypatch.context() as patch:
         patch.setattr(runs, "_initial", lambda *a: (real(*a)[0], other))
-        with pytest.warns(RecordWarning, match="begun with other weights of another run\\); it starts over"):
+        with pytest.warns(RecordWarning, match="begun with other weights\\); it starts over"):
             runs.compute(GIVEN, live, device="cpu")
 
 

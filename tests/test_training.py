@@ -25,6 +25,7 @@ from nladv_core.linearize import (
     units,
 )
 from nladv_core.recipes import RECIPES, Recipe
+from nladv_core.reports import unit_weights
 from nladv_core.specs import RunSpec
 
 
@@ -168,6 +169,80 @@ def test_a_goal_is_reached_and_passed_by_less_than_one_unit(goal: float, omega: 
     assert goal * 24 <= inactive < goal * 24 + 1
     assert rows[-1]["omega"] == 0.0, "the regularizer must stop at the goal"
     assert rows[0]["omega"] <= omega * (1 + 1e-6)
+
+
+def relus(net: nn.Module) -> float:
+    """That one example meets: each pixel of 4 x 4 of each channel that is active there."""
+    return sum(16 * unit.channels * float(unit.active.double().mean()) for _, unit in units(net))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer", "pixel"])
+@pytest.mark.parametrize(("measure", "goal"), [("napl", 1.3), ("relus", 150.0)])
+def test_a_run_ends_just_below_its_budget(granularity: Any, measure: Any, goal: float) -> None:
+    net = sloped(granularity=granularity)
+    weights = unit_weights(net, (3, 4, 4), measure)
+    recipe = Recipe(epochs=12, lr=0.05, batch=16)
+    rows = fitted(net, recipe, omega=2.0, goal=goal, measure_weights=weights)
+    left = paths.path_length(net, (3, 4, 4)).mean if measure == "napl" else relus(net)
+    # A chain: each of the two layers of eight channels adds its active share to the NAPL.
+    channels = {"channel": 1.0, "layer": 8.0, "pixel": 1 / 16}[granularity]
+    largest = channels * (1 / 8 if measure == "napl" else 16)
+    assert goal - largest < left <= goal * (1 + 1e-9)
+    assert rows[-1]["omega"] == 0.0, "the regularizer must stop at the goal"
+
+
+def test_prices_of_one_change_no_bit() -> None:
+    nets_ = [sloped(), sloped()]
+    plain = fitted(nets_[0], omega=0.3, goal=0.5)
+    assert fitted(nets_[1], omega=0.3, goal=0.5, price_weights=unit_weights(nets_[1], (3, 4, 4), "units")) == plain
+    for name, tensor in nets_[0].state_dict().items():
+        assert torch.equal(tensor, nets_[1].state_dict()[name])
+
+
+def test_what_costs_nothing_is_not_linearized() -> None:
+    net = sloped()
+    (cheap, _), (dear, _) = units(net)
+    fitted(net, omega=2.0, price_weights={cheap: torch.zeros(8), dear: torch.ones(8)})
+    assert [int(unit.active.sum()) for _, unit in units(net)][0] == 8
+    assert int(dict(units(net))[dear].active.sum()) == 0
+
+
+def test_a_run_that_goes_on_from_its_budget_ends_as_the_whole_one() -> None:
+    def budget(net: nn.Module) -> dict[str, Any]:
+        weights = unit_weights(net, (3, 4, 4), "napl")
+        return {"omega": 5.0, "goal": 1.3, "measure_weights": weights, "pull_back": True}
+
+    whole = sloped()
+    rows = fitted(whole, **budget(whole))
+    assert rows[2]["omega"] == 0, "the goal is reached before the last epoch"
+    broken, momenta = sloped(), {}
+    first = training.fit(broken, images(), RECIPE, seed=3, momenta=momenta, **budget(broken))
+    assert [next(first) for _ in range(3)] == rows[:3]
+    rest = training.fit(broken, images(), RECIPE, seed=3, momenta=momenta, first=3, **budget(broken))
+    assert list(rest) == rows[3:]
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in broken.state_dict().items())
+
+
+def test_budgets_that_say_nothing_are_refused() -> None:
+    net = sloped()
+    visits = unit_weights(net, (3, 4, 4), "napl")
+    units(net)[0][1].active[:4] = False  # so that half of the first layer is there, and all of the second
+    wrong = {name: -tensor for name, tensor in visits.items()}
+    for more, told in [
+        ({"measure_weights": visits, "omega": 0.1}, "measure_weights say what a goal counts; give a goal too"),
+        ({"price_weights": visits}, "price_weights need omega above 0"),
+        ({"price_weights": wrong, "omega": 0.1}, "hold -0.125; expected finite numbers of at least 0"),
+        ({"measure_weights": wrong, "omega": 0.1, "goal": 1.0}, "hold -0.125; expected finite numbers"),
+        (
+            {"measure_weights": visits, "omega": 0.1, "goal": 1.5},
+            "goal is 1.5, expected above 0 and below what is there at the beginning, 1.5",
+        ),
+        ({"measure_weights": visits, "omega": 0.1, "goal": 0.0}, "goal is 0, expected above 0"),
+        ({"measure_weights": visits, "goal": 1.0}, "goal share needs omega"),
+    ]:
+        with pytest.raises(SpecError, match=".*") as refusal:
+            training.fit(net, images(), RECIPE, seed=0, **more)  # type: ignore[arg-type]
+        assert told in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_pulling_back_takes_active_slopes_towards_the_relu() -> None:
