@@ -80,7 +80,7 @@ def test_first_editions_first_chapters_of_the_claims_first_and_one_seed_after_th
             for _, row in tiers.ROWS
         ]
     expected: list[RunSpec] = []
-    for runs_of in groups:
+    for runs_of in map(list, map(dict.fromkeys, groups)):
         # What begins anew from masks belongs to the seed of the network that these come from.
         seeds = {spec: spec.seed for spec in runs_of}
         for spec in runs_of:
