@@ -343,6 +343,8 @@ def outcome(part: Part, found: Sequence[Record], *, tier: str = "paper", picture
 
         verdict, note, n = features.verdict(pictures, **part.of(tier))
         word = verdict if tier == "paper" else _DIRECTION_OF[verdict]
+        if tier == "reduced" and 0 < n < SEEDS:  # its channels are many, but it is one network
+            word = "undecided"
         return Outcome(word, note, n)
     made = _outcome(part, found, tier)
     return made if tier == "paper" else replace(made, word=_DIRECTION_OF[made.word])
