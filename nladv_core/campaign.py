@@ -85,6 +85,7 @@ def campaign(
     store: Store | None = None,
     device: str = "auto",
     workers: int | None = None,
+    compiled: bool | None = None,
     dry_run: bool = False,
     say: Callable[[str], Any] = print,
 ) -> bool:
@@ -99,6 +100,7 @@ def campaign(
         tier: "smoke", "quick", "reduced" or "paper".
         minutes: > 0.
         workers: runs at once; default: found out.
+        compiled: whether to compile training steps (`runs.compute`); None: where it is worth it, for runs that last.
         dry_run: only say what would be done.
         say: gets each line of the report.
 
@@ -161,7 +163,7 @@ def campaign(
 
     schedule = runs.Schedule(todo, progress=True, worth=worth, until=until, pace=pace.seconds, watch=watch)
     began = time.time()
-    runs.work(schedule, store, workers=packing.most, device=device, packing=packing)
+    runs.work(schedule, store, workers=packing.most, device=device, compiled=compiled, packing=packing)
     share = schedule.filled / max(time.time() - began, 1e-9)
     say(f"{left()}; {share:.0%} of the time was filled with work")
     schedule.raise_failures()

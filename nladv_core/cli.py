@@ -60,11 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("what", metavar="chapter|key|spec.json", nargs="+", help="one chapter, one file, or keys")
     run.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     run.add_argument("--devices", type=int, default=1, help="for each run, one after the other: GPUs, or CPU processes")
-    run.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="compile the training step (default: on a GPU, for runs that last)",
-    )
     status = add("status", _status, "Say which runs are stored, chapter by chapter.")
     why = add("why", _why, "Say why a stored run is used or not, and what computing it would take.")
     why.add_argument("key", help="a run's key, or as much of it as is unique")
@@ -77,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     keep.add_argument("--tier", required=True, help="reduced, paper or pilot")
     keep.add_argument("--store", type=Path, metavar="FOLDER", help="where they are (default: the live store)")
     chapter = add("chapter", _chapter, "Execute one chapter with papermill, and render it as a page.")
+    for command in (run, campaign):
+        command.add_argument(
+            "--compile",
+            action=argparse.BooleanOptionalAction,
+            help="compile the training step (default: on a GPU, and on a CPU in bfloat16, for runs that last)",
+        )
     chapter.add_argument("what", metavar="chapter")
     chapter.add_argument("-o", "--output", type=Path, help="the executed notebook (default: under build/)")
     chapter.add_argument("--no-page", action="store_true", help="only the notebook")
@@ -208,6 +209,7 @@ def _campaign(parsed: argparse.Namespace) -> None:
         minutes=parsed.minutes,
         device=parsed.device,
         workers=parsed.workers,
+        compiled=parsed.compile,
         dry_run=parsed.dry_run,
         say=lambda line: print(line, flush=True),
     )

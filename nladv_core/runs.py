@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nladv_core import datasets, nets, paths, tasks, texts, training
+from nladv_core import datasets, nets, paths, places, tasks, texts, training
 from nladv_core import devices as several_devices
 from nladv_core.checkpoints import Progress
 from nladv_core.devices import ALONE, Ranks
@@ -65,10 +66,12 @@ def compute(
         until: stop before this time (`time.time()`), between two epochs, and save.
         tell: gets warnings in words, among them that the run missed its goal; default: `RecordWarning`.
         ranks: the processes that compute this run together (`devices.compute` starts them); the first one stores it.
-        compiled: whether to compile the training step (`training.fit`); None: on a GPU, if the run lasts.
+        compiled: whether to compile the training step (`training.fit`), with a warning if that fails; None: on a GPU,
+            and on a CPU in bfloat16, if the run lasts.
 
     Raises:
         Paused: the time was up.
+        NoCompiler: the step of a run that lasts is to be compiled on a CPU, and there is no C++ compiler.
         SpecError, DataError: what the data set or the loop refuses, and a goal that is not below what the network
             begins with.
         RecordError: the parent is missing or damaged.
@@ -78,8 +81,14 @@ def compute(
     if tell is None:
         tell = _warn
     where = pick_device(device)
+    by_rule = compiled is None
     if compiled is None:
         compiled = ranks.count == 1 and worth_compiling(spec, where)
+    compiled = compiled and spec.published is None  # which trains nothing
+    if compiled:
+        _keep_compiled()
+        if by_rule and where.type == "cpu":
+            _check_compiler()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -117,6 +126,7 @@ def compute(
                 ranks=ranks,
                 price_weights=price_weights,
                 measure_weights=measure_weights,
+                not_compiled=under_way.note_not_compiled,
             ):
                 history.append(row)
                 if on_epoch is not None:
@@ -158,7 +168,7 @@ def compute(
         data=task.told(),
         parent=parent,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        execution={"resumed_after": under_way.resumed_after, "compiled": compiled}
+        execution={"resumed_after": under_way.resumed_after, "compiled": compiled and not under_way.not_compiled}
         | ({"devices": ranks.count} if ranks.count > 1 else {}),
     )
     record = store.save(record, net)
@@ -220,6 +230,38 @@ class Paused(NladvError):
     """A run was stopped between two epochs because its time was up; what it has done is kept."""
 
 
+class NoCompiler(NladvError):
+    """The step of a run that lasts is to be compiled, and there is nothing to compile it with."""
+
+
+def _keep_compiled() -> None:
+    """Have torch's compiler keep what it makes in the project's cache, unless the user named another place."""
+    folder = places.cache_dir() / "compiled"
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(OSError):  # then torch's own place, among the temporary files
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def _check_compiler() -> None:
+    """Look for a C++ compiler as torch's own does, before the time of an uncompiled run is spent.
+
+    Raises:
+        NoCompiler: there is none.
+    """
+    from torch._inductor import config, cpp_builder, exc  # here, as it takes seconds
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, OSError):
+        names = [config.cpp.cxx] if isinstance(config.cpp.cxx, str) else config.cpp.cxx
+        raise NoCompiler(
+            "its training step is to be compiled, but there is no C++ compiler: looked for "
+            f"{' and '.join(filter(None, names))}, as CXX and the PATH say; install one (Debian's package is g++), or "
+            "run it several times more slowly with `nladv run --no-compile` or `nladv campaign --no-compile`"
+        ) from None
+
+
 # From how long a run on (`seconds`, so on one core in float32) a minute or two of compiling is soon made good. On a CPU
 # bfloat16 as it is would be slower than float32.
 _WORTH_COMPILING = {("cuda", "float32"): 5000.0, ("cuda", "bfloat16"): 5000.0, ("cpu", "bfloat16"): 300.0}
@@ -232,6 +274,10 @@ def worth_compiling(spec: RunSpec, where: torch.device) -> bool:
 
 # A run is saved at most this often, in seconds: what takes less is sooner done again than kept.
 SAVE_EVERY_S = 5.0
+
+
+# Kept with the conditions of a checkpoint, but not one of them: a run goes on however its first part was computed.
+_NOT_COMPILED = "not compiled"
 
 
 class _UnderWay:
@@ -251,6 +297,7 @@ class _UnderWay:
         self.history: list[dict[str, Any]] = []
         self.momenta: dict[str, torch.Tensor] = {}
         self.seconds, self.resumed_after = 0.0, list[int]()
+        self.not_compiled = False  # whether an epoch ran as it is though it was to be compiled
         self._began = self._saved = self._epoch_began = time.perf_counter()
         self._failed = False
         try:
@@ -270,6 +317,11 @@ class _UnderWay:
             return
         self.history, self.momenta, self.seconds = progress.history, momenta, progress.seconds
         self.resumed_after = [*progress.resumed_after, progress.epochs]
+        self.not_compiled = bool(progress.conditions.get(_NOT_COMPILED))
+
+    def note_not_compiled(self) -> None:
+        """The compiler refused the step."""
+        self.not_compiled = True
 
     def after_epoch(self, until: float | None) -> None:
         """Save if it is worth it.
@@ -287,8 +339,9 @@ class _UnderWay:
 
     def _save(self) -> None:
         seconds = round(self.seconds + time.perf_counter() - self._began, 3)
+        conditions = self.conditions | ({_NOT_COMPILED: True} if self.not_compiled else {})
         progress = Progress(
-            conditions=self.conditions, history=self.history, seconds=seconds, resumed_after=self.resumed_after
+            conditions=conditions, history=self.history, seconds=seconds, resumed_after=self.resumed_after
         )
         try:
             self.checkpoint.save(progress, self.net.state_dict(), self.momenta)
@@ -311,7 +364,7 @@ def _conditions(
         "data": task.checksum,
         "parent weights": parent["sha256"] if parent else None,
         "compilation": compiled,
-    } | ({"weights": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
+    } | ({"weights of another run": parent["weights_sha256"]} if parent and "weights_sha256" in parent else {})
 
 
 def device_name(where: torch.device) -> str:
@@ -414,7 +467,7 @@ def run(
         refresh: also recompute runs in the store's own folder that other sources than today's computed.
         devices: on how many each run is computed, one run after the other; with dropout other numbers come out than on
             one, else the same within rounding.
-        compiled: whether to compile training steps (`training.fit`); None: on a GPU, for runs that last.
+        compiled: whether to compile training steps (`compute`); None: where it is worth it, for runs that last.
 
     Raises:
         SpecError: the device is not there, or fewer than one worker; more devices than there are, or several for each

@@ -90,7 +90,7 @@ class Record:
         created: UTC time, ISO 8601.
         execution: what does not decide the result, but for the rounding of sums; empty in older records:
             `resumed_after`, the epochs after which the run was interrupted and taken up again, and `compiled`, whether
-            its step was to be; where there is no compiler, it was not.
+            its step was, in all epochs (before 0.1.0 was released: whether it was to be).
     """
 
     key: str

@@ -75,6 +75,7 @@ def fit(
     ranks: Ranks = ALONE,
     price_weights: Mapping[str, Tensor] | None = None,
     measure_weights: Mapping[str, Tensor] | None = None,
+    not_compiled: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train `net` in place on `device`; one row per finished epoch.
 
@@ -110,6 +111,7 @@ def fit(
             alike.
         measure_weights: what the goal counts for each unit, by group name, as for `GoalController`; `unit_weights`
             makes some. None: units.
+        not_compiled: called besides the warning `NotCompiled`.
 
     Yields:
         `epoch` (from 1: epochs finished), `lr` and `omega` (in force at the epoch's last step), `train_loss` (mean
@@ -178,6 +180,7 @@ def fit(
         ranks,
         prices,
         measure_weights,
+        not_compiled,
     )
 
 
@@ -202,6 +205,7 @@ def _epochs(
     ranks: Ranks,
     prices: Tensor | None,
     measure_weights: Mapping[str, Tensor] | None,
+    not_compiled: Callable[[], None] | None,
 ) -> Iterator[dict[str, Any]]:
     net.to(device).eval()
     if device.type != "cpu" or not _overruns_in_channels_last(net):
@@ -217,7 +221,7 @@ def _epochs(
     constant, nothing = torch.tensor(omega, device=device), torch.zeros((), device=device)
     forward = _forward(net, precision, device, recipe.label_smoothing)
     if compiled:
-        forward = _compiled(forward, device, net)
+        forward = _compiled(forward, device, net, not_compiled)
     normalization = _normalization(net, ranks, compiled, device)
     steps = math.ceil(task.batch_count(recipe) / recipe.accumulate)  # of the optimiser, each epoch
 
@@ -337,7 +341,9 @@ def _forward(
     return forward
 
 
-def _compiled(forward: _Forward, device: torch.device, net: nn.Module) -> _Forward:
+def _compiled(
+    forward: _Forward, device: torch.device, net: nn.Module, not_compiled: Callable[[], None] | None = None
+) -> _Forward:
     """`forward`, which is that of `net`, compiled for batches of the shape of the first one."""
     from torch._dynamo.exc import TorchDynamoException  # here, as it takes a second
 
@@ -362,6 +368,8 @@ def _compiled(forward: _Forward, device: torch.device, net: nn.Module) -> _Forwa
             fast = None
             why = str(error).strip().partition("\n")[0]
             warnings.warn(f"the step is not compiled and runs more slowly ({why})", NotCompiled, stacklevel=4)
+            if not_compiled is not None:
+                not_compiled()
             return forward(labels, *inputs)
 
     return either

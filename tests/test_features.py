@@ -86,8 +86,10 @@ def test_starts_are_averaged_and_every_pair_is_compared() -> None:
     ("weak", "strong", "expected"),
     [
         (0.05, 0.05, "reproduced"),  # sharper, and no further gain
+        (0.05, 0.055, "reproduced"),  # a gain within a fifth of the first
         (0.05, 0.09, "differs"),  # a further gain
         (0.09, 0.05, "differs"),
+        (0.05, 0.06, "inconclusive"),  # on the margin
         (-0.05, -0.05, "differs"),
         (0.0, 0.0, "inconclusive"),
         (0.05, 1e-9, "inconclusive"),
@@ -95,13 +97,46 @@ def test_starts_are_averaged_and_every_pair_is_compared() -> None:
     ],
 )
 def test_the_verdict_follows_the_rule_of_the_ledger(weak: float, strong: float, expected: str) -> None:
-    verdict, note = features.verdict(found({"relu": 0.0, "weak": weak, "strong": strong}))
-    assert verdict == expected
-    assert "30 channels" in note and note.count("%") == 3
+    toy = found({"relu": 0.0, "weak": weak, "strong": strong, "seed": strong, "control": 0.0})
+    verdict, note, n = features.verdict([toy], network="Toy")
+    assert (verdict, n) == (expected, 1)
+    assert "30 channels of Toy on squares; one network" in note and note.count("%") == 3
 
 
-def test_without_a_record_nothing_was_run() -> None:
-    assert features.verdict(None) == ("not run", "no record")
+@pytest.mark.parametrize(
+    ("seed", "control", "expected"),
+    [
+        (0.05, 0.0, "reproduced"),
+        (0.05, 0.005, "reproduced"),  # a tenth of the gain comes with training on: less than the margin
+        (0.05, 0.05, "inconclusive"),  # all of it does
+        (0.09, 0.0, "inconclusive"),  # another seed moves as far
+        (0.01, 0.0, "inconclusive"),
+        (0.05, -0.05, "reproduced"),  # training on alone blurs
+    ],
+)
+def test_a_control_that_passes_as_well_leaves_no_verdict(seed: float, control: float, expected: str) -> None:
+    toy = found({"relu": 0.0, "weak": 0.05, "strong": 0.05, "seed": seed, "control": control})
+    verdict, note, _ = features.verdict([toy], network="Toy")
+    assert verdict == expected and ("passes as well" in note) == (expected == "inconclusive")
+
+
+def test_without_its_controls_nothing_is_reproduced() -> None:
+    verdict, note, _ = features.verdict([found({"relu": 0.0, "weak": 0.05, "strong": 0.05})], network="Toy")
+    assert verdict == "inconclusive" and note.endswith("without its two controls")
+
+
+def test_the_network_that_is_named_is_judged_and_not_the_first_of_all() -> None:
+    toy = found({"relu": 0.0, "weak": 0.05, "strong": 0.05, "seed": 0.05, "control": 0.0})
+    blurred = replace(
+        found({"relu": 0.0, "weak": -0.05, "strong": -0.05, "seed": -0.05, "control": 0.0}),
+        name="a-first",
+        title="A first on squares",
+    )
+    assert features.verdict([blurred, toy], network="Toy")[0] == "reproduced"
+    assert features.verdict([blurred, toy], network="A first")[0] == "differs"
+    assert features.verdict([blurred], network="Toy") == ("not run", "no record of Toy", 0)
+    with pytest.raises(RecordError, match="are all of Toy; commit one of them"):
+        features.verdict([toy, replace(toy, name="again")], network="Toy")
 
 
 def test_evidence_says_how_much_sharper_and_what_the_controls_say() -> None:

@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+import synthetic
 from nladv_core import effects, slider
 from nladv_core import figures_protocols as pictures
 from nladv_core.errors import RecordError
@@ -29,20 +31,10 @@ def record(spec: RunSpec, accuracy: float, active: list[list[float]] | None = No
     active = active or [[channels] * len(LAYERS)]
     last = active[-1]
     share = sum(last) / (channels * len(last))
-    return Record(
-        key=spec.key(),
-        spec=spec,
-        metrics={"test_accuracy": accuracy, "active_fraction": share, "napl": 1.0, "apl": 1.0, "enw": 1.0},
-        history=[{"epoch": i + 1, "active": row} for i, row in enumerate(active)],
-        units=[{"name": name, "channels": channels, "active": count} for name, count in zip(LAYERS, last, strict=True)],
-        wall_s=1.0,
-        device="cpu",
-        torch="0",
-        python="0",
-        code={"source": "abc"},
-        data={"description": "made up"},
-        parent=None,
-    )
+    history = [{"epoch": i + 1, "active": row} for i, row in enumerate(active)]
+    made = synthetic.record(spec, history=history, test_accuracy=accuracy, active_fraction=share, napl=1, apl=1, enw=1)
+    units = [{"name": name, "channels": channels, "active": count} for name, count in zip(LAYERS, last, strict=True)]
+    return replace(made, units=units)
 
 
 def spec(seed: int = 0, **more: Any) -> RunSpec:
@@ -57,7 +49,7 @@ def family(residual: bool = True, accuracy: float = 0.9) -> list[Record]:
     found = [record(base, 0.95), record(linearized, accuracy, half)]
     for kind, shift in (("exact", 0.01), ("global", -0.04)):
         for seed in (0, 1, 2):
-            again = spec(seed, residual=residual, parent=linearized, masks=kind)
+            again = spec(100 + seed, residual=residual, parent=linearized, masks=kind)
             found.append(record(again, accuracy + shift + 0.01 * (seed - 1), half))
     return found
 
@@ -201,7 +193,7 @@ class TestRetrained:
         short, plain = axes(pictures.retrained_accuracy(family() + family(False, 0.7), LINE))
         assert short.get_title(loc="left") == "resnet8 S" and plain.get_title(loc="left") == "resnet8 NS"
         assert [tick.get_text() for tick in short.get_yticklabels()] == [
-            "base, all units active",
+            "all units active",
             "linearized",
             "new, exact masks",
             "new, permuted over the network",
