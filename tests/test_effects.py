@@ -73,18 +73,18 @@ class TestStartEpoch:
     def test_the_last_unit_may_be_a_rounding_error_away(self) -> None:
         # 0.9 of ten units: 1 - 0.1 is 0.9 exactly or not, depending on how the shares were summed.
         assert self.started(0, 0, 60, left=math.nextafter(0.1, 1)).reached
-        assert effects.reached(self.started(0, 0, 60, left=0.05))
-        assert not effects.reached(self.started(0, 0, 60, left=0.101))
-        assert not effects.reached(record(child(), active_fraction=0.0))  # it had no goal
+        assert self.started(0, 0, 60, left=0.05).reached
+        assert not self.started(0, 0, 60, left=0.101).reached
+        assert not record(child(), active_fraction=0.0).reached  # it had no goal
 
     def test_a_budget_is_reached_where_as_much_or_less_is_left(self) -> None:
         short = child(omega=1.0, goal=2.7, measure="napl")
-        assert effects.reached(record(short, napl=2.69, active_fraction=0.99))
-        assert effects.reached(record(short, napl=math.nextafter(2.7, 3)))
-        assert not effects.reached(record(short, napl=2.71, active_fraction=0.01))
+        assert record(short, napl=2.69, active_fraction=0.99).reached
+        assert record(short, napl=math.nextafter(2.7, 3)).reached
+        assert not record(short, napl=2.71, active_fraction=0.01).reached
         few = child(omega=1.0, goal=1000.0, measure="relus")
-        assert effects.reached(record(few, relus=1000.0))
-        assert not effects.reached(record(few, relus=1001.0, napl=0.0, active_fraction=0.0))
+        assert record(few, relus=1000.0).reached
+        assert not record(few, relus=1001.0, napl=0.0, active_fraction=0.0).reached
 
 
 def brute_longest_run(strong: list[bool]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Each statistic of the ledger against numbers worked out by hand."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable
@@ -355,14 +356,19 @@ class TestStructure:
         return record(child(seed, **more), units=[(round(1000 * share), 1000) for share in shares])
 
     @settings(max_examples=25, deadline=None)
-    @given(st.lists(st.integers(0, 10), min_size=4, max_size=12))
-    def test_excess_autocorrelation_by_the_standard_library(self, shares: list[int]) -> None:
-        found = outcomes.excess_autocorrelation(tuple(map(float, shares)))
-        if min(len(set(shares[1:])), len(set(shares[:-1]))) == 1:
+    @given(st.lists(st.integers(0, 10), min_size=4, max_size=6))
+    def test_excess_autocorrelation_against_all_permutations(self, shares: list[int]) -> None:
+        def own(order: Iterable[int]) -> float | None:
+            first, second = list(order)[:-1], list(order)[1:]
+            varies = len(set(first)) > 1 and len(set(second)) > 1
+            return statistics.correlation(first, second) if varies else None
+
+        found, alone = outcomes.excess_autocorrelation(tuple(map(float, shares))), own(shares)
+        if alone is None:
             assert found is None
             return
-        own = statistics.correlation(shares[:-1], shares[1:])
-        assert found is not None and found - own == approx(1 / (len(shares) - 1), abs=0.12)
+        every = [y for y in map(own, itertools.permutations(shares)) if y is not None]
+        assert found == approx(alone - statistics.mean(every), abs=0.03)  # of 10,000 drawn permutations
 
     def test_a_random_order_has_none_in_the_mean(self) -> None:
         rng = np.random.default_rng(0)
