@@ -190,7 +190,7 @@ def test_a_campaign_measures_the_rate_in_a_quarter_of_its_time_and_only_if_it_is
     monkeypatch.setattr(campaign, "Pace", Faked)
     monkeypatch.setattr(runs, "work", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "absent", lambda name: None)
-    assert not [line for line in lines()[1] if "measur" in line], "digits are told by what has been run"
+    assert not [line for line in lines()[1] if line.startswith("measur")], "digits are told by what has been run"
     wants(monkeypatch, PARENT, PLAIN)
     assert lines(minutes=8)[1][1] == "measured for 1, 120 s at most"
 
