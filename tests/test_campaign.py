@@ -80,7 +80,7 @@ def test_first_editions_first_chapters_of_the_claims_first_and_one_seed_after_th
             for _, row in tiers.ROWS
         ]
     expected: list[RunSpec] = []
-    for runs_of in map(list, map(dict.fromkeys, groups)):
+    for runs_of in (list(dict.fromkeys(group)) for group in groups):
         # What begins anew from masks belongs to the seed of the network that these come from.
         seeds = {spec: spec.seed for spec in runs_of}
         for spec in runs_of:
@@ -104,6 +104,9 @@ def test_experiments_hold_each_run_once_where_it_is_wanted_first(tier: str) -> N
     assert in_all == campaign.wanted(tier) and len(in_all) == len(set(in_all))
     if tier == "reduced":
         titles = [title for title, _ in tiers.ROWS]
+        (first, *rest), rows = found, found.copy()
+        assert first == campaign.PILOT and rows.pop(first) == pilot.specs() and rest == list(rows)
+        found = rows
         assert list(found)[: len(titles)] == titles
         assert not any(found[title] for title in list(found)[len(titles) :]), "other chapters show what these compute"
         early, backbone = titles[0], titles[1]
@@ -145,8 +148,7 @@ class Faked(campaign.Pace):
     """Every run takes an hour; nothing is measured."""
 
     def measure(self, count: int, until: float | None = None) -> str:
-        assert until is not None and 0 < until - time.time() < 60 * 60 / 4
-        return f"measured for {count}"
+        return f"measured for {count}" + ("" if until is None else f", {until - time.time():.0f} s at most")
 
     def seconds(self, spec: RunSpec) -> float:
         return 3600.0
@@ -157,27 +159,40 @@ def test_a_dry_run_tells_the_hours_of_each_experiment(tmp_path: Path, monkeypatc
     monkeypatch.setattr(datasets, "absent", lambda name: "no sentences here" if name == "multi30k" else None)
     said: list[str] = []
     place = Store(tmp_path / "runs", also=())
-    assert not campaign.campaign(
-        "reduced", minutes=60, store=place, device="cpu", workers=2, dry_run=True, say=said.append
-    )
+    how: dict[str, Any] = {"store": place, "device": "cpu", "workers": 2, "dry_run": True}
+    assert not campaign.campaign("reduced", minutes=60, say=said.append, **how)
     assert re.fullmatch(r"left out \d+ runs: no sentences here", said.pop(0))
-    assert said.pop(0) == "measured for 2" and not place.folder.exists()
+    assert said.pop(0).startswith("measuring how fast this machine trains") and said.pop(0) == "measured for 2"
+    assert not place.folder.exists()
     specs = [spec for spec in campaign.wanted("reduced") if spec.data != "multi30k"]
     everything = {link for spec in specs for link in spec.lineage}
     headline = said.pop(0)
     assert headline.startswith("reduced on cpu, 60 minutes") and f"about {len(everything) / 2:.1f} h with 2" in headline
     # Counted anew: whatever an experiment needs and none before it, half an hour each with two at once.
     seen: set[RunSpec] = set()
+    wanted_by = [(campaign.PILOT, pilot.specs())]
     for title, row in tiers.ROWS[1:]:
         chapters = [experiments.CHAPTERS[name](tier="reduced", **given) for name, given in row]
-        needed = {link for chapter in chapters for spec in chapter.specs() for link in spec.lineage}
-        fresh = needed - seen
+        wanted_by.append((title, [spec for chapter in chapters for spec in chapter.specs()]))
+    for title, found in wanted_by:
+        fresh = {link for spec in found for link in spec.lineage} - seen
         seen |= fresh
-        own, after = (f"{count / 2:.1f} h" for count in (len(fresh), len(seen)))
+        own, after = (campaign._duration(1800 * count) for count in (len(fresh), len(seen)))
         if fresh:
             assert said.pop(0) == f"{title}: {len(fresh)} runs, {own}; done after {after}"
     assert seen == everything and len(said) == len(everything)
     assert all(line.startswith("would compute ") for line in said)
+
+
+def test_a_campaign_measures_the_rate_in_a_quarter_of_its_time_and_only_if_it_is_asked_for(
+    own: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "Pace", Faked)
+    monkeypatch.setattr(runs, "work", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "absent", lambda name: None)
+    assert not [line for line in lines()[1] if line.startswith("measur")], "digits are told by what has been run"
+    wants(monkeypatch, PARENT, PLAIN)
+    assert lines(minutes=8)[1][1] == "measured for 1, 120 s at most"
 
 
 def test_what_is_begun_takes_only_the_rest_of_its_hours(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,8 +376,12 @@ def test_runs_that_are_not_measured_take_as_long_as_those_before(own: Store) -> 
     factor = own.record(PARENT).wall_s / runs.seconds(PARENT)
     other = replace(PARENT, seed=5)
     assert pace(own).seconds(other) == pytest.approx(factor * runs.seconds(other))
-    committed = Store(own.folder.parent / "live", also=[own.folder])  # which was another machine, perhaps
-    assert pace(committed).seconds(other) == runs.seconds(other)
+    # What is committed may be of another machine: it counts where this one has done nothing yet, and only there.
+    committed = Store(own.folder.parent / "live", also=[own.folder])
+    assert pace(committed).seconds(other) == pytest.approx(factor * runs.seconds(other))
+    runs.compute(replace(PARENT, seed=6), committed, device="cpu")
+    factor = committed.record(replace(PARENT, seed=6)).wall_s / runs.seconds(PARENT)
+    assert pace(committed).seconds(other) == pytest.approx(factor * runs.seconds(other))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -382,21 +401,25 @@ def test_the_rate_is_measured_by_training(own: Store, monkeypatch: pytest.Monkey
     assert found.seconds(tiny) == runs.seconds(tiny), "not worth measuring itself"
 
 
-def test_the_rate_is_that_of_the_epochs_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one holds the compiler's work: here a minute, and every other a tenth of a second."""
+@pytest.mark.parametrize(("able", "count", "batch"), [(True, 256, 128), (False, 8, 8)])
+def test_the_rate_is_that_of_the_epochs_after_the_first(
+    able: bool, count: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one holds the compiler's work; a processor that makes bfloat16 of other numbers gets less to do."""
 
     def fit(net: Any, data: Any, recipe: Recipe, **how: Any) -> Any:
-        assert how["compiled"] and how["precision"] == "bfloat16" and how["device"] == "cpu"
-        assert (len(data.train_images), recipe.batch, recipe.judges(0)) == (256, 128, False)
+        assert how["compiled"] == able and how["precision"] == "bfloat16" and how["device"] == torch.device("cpu")
+        assert (len(data.train_images), recipe.batch, recipe.judges(0)) == (count, batch, False)
         assert recipe.milestones == () and recipe.lr == 0.1
         return ({"epoch": epoch} for epoch in range(1, 100))
 
     monkeypatch.setattr(campaign.training, "fit", fit)
-    ticks = iter([0.0, 0.1, 0.2, 0.3, 0.3])
+    monkeypatch.setattr(campaign, "_has_bfloat16", lambda where: able)
+    ticks = iter([60.0, 60.1, 60.2, 60.3, 60.3])  # the compiler took a minute
     monkeypatch.setattr(campaign.time, "perf_counter", lambda: next(ticks))
     told: list[dict[str, Any]] = []
     campaign._rate({"device": "cpu", "spec": PLAIN.to_json(), "seconds": 0.25}, told.append)
-    assert told == [{"rate": pytest.approx(3 * 256 / 0.3)}]
+    assert told == [{"rate": pytest.approx(3 * count / 0.3)}]
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,17 @@ def test_strengths_and_sizes_are_those_that_run(found: dict[str, str]) -> None:
         counts = [("all" if count is None else f"{count:,}") for count in (children[0].train, children[0].test)]
         assert images == ("all" if set(counts) == {"all"} else " and ".join(counts))
         small = experiments.TaskDifficulty(tier=name).specs()[0]
-        assert (";" in network) == (experiments.TIERS[name].small is not None or bool(experiments.TIERS[name].networks))
+        first, *others = network.split("; ")
+        assert first == parent[0] + (f", width {parent[1]:g}" if parent[1] != 1 else "")
         if experiments.TIERS[name].small is not None:
-            assert network.endswith(f"; {small.net}, width {small.width:g} on {small.train:,} images")
+            assert others.pop(0) == f"{small.net}, width {small.width:g} on {small.train:,} images"
+        elsewhere = {
+            number: net
+            for number, kind in (("05", experiments.Structure), ("07", experiments.Width))
+            for net in {spec.net for spec in kind(tier=name).specs()} - {parent[0], small.net}
+        }
+        assert others == [f"{net} in {number}" for number, net in elsewhere.items()]
+        assert bool(elsewhere) == (name == "reduced")
 
 
 def test_readings_of_the_normalised_path_length(found: dict[str, str]) -> None:

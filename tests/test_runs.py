@@ -891,7 +891,7 @@ def test_with_other_weights_an_interrupted_run_starts_over(
     other = taken | {"weights_sha256": "0" * 64}
     with monkeypatch.context() as patch:
         patch.setattr(runs, "_initial", lambda *a: (real(*a)[0], other))
-        with pytest.warns(RecordWarning, match="begun with other weights\\); it starts over"):
+        with pytest.warns(RecordWarning, match="begun with other weights of another run\\); it starts over"):
             runs.compute(GIVEN, live, device="cpu")
 
 
