@@ -227,6 +227,8 @@ class TestValue:
             ([88.0, 90.0, 91.0], "inconclusive"),
             ([90.2, 90.59, 90.98], "reproduced"),  # the interval within ±1
             ([90.16, 90.59, 91.02], "inconclusive"),  # just not: on the spot by luck
+            ([90.67, 90.99, 91.31], "inconclusive"),  # near, and its interval leaves ±1 above ...
+            ([89.87, 90.19, 90.51], "inconclusive"),  # ... or below
         ],
     )
     def test_words(self, numbers: list[float], word: str) -> None:
