@@ -366,7 +366,7 @@ def _outcome(part: Part, found: Sequence[Record], tier: str) -> Outcome:
         here, wanted = (sum(getattr(side, name) for side in sides) for name in ("here", "wanted"))
         told = f"{here} of {wanted} runs, no repetition complete" if here else "no record"
         return Outcome("not run", _joined(told, left))
-    if tier == "reduced" and (told := _off_plateau([record for side in sides for record in side.family])):
+    if tier == "reduced" and (told := _off_plateau(sides)):
         return Outcome("not run", told, ran=ran)
     estimates = [side.measured.estimate for side in sides]
     silent = _silent([side.measured for side in sides])
@@ -389,7 +389,7 @@ def _joined(*told: str) -> str:
 
 @dataclass(frozen=True)
 class _Side:
-    """One experiment of a part: its measured runs, all of its records, and how many there are to be."""
+    """One experiment of a part: what its complete repetitions say, their records, all there are and are to be."""
 
     measured: Measured
     records: list[Record]
@@ -470,14 +470,14 @@ def _silent(found: Sequence[Measured]) -> str:
     return "without a value " + "; ".join(each[:3]) + ("; ..." if len(each) > 3 else "") if each else ""
 
 
-def _off_plateau(found: Sequence[Record]) -> str:
-    """Why the parents of these runs were not trained to their end, "" if they were.
+def _off_plateau(sides: Sequence[_Side]) -> str:
+    """Why the parents of complete repetitions were not trained to their end, "" if they were.
 
     Of each network, those that were trained longest: chapter 04 starts from others as well, on purpose.
     """
-    by_key = {record.key: record for record in found}
+    by_key = {record.key: record for side in sides for record in side.family}
     networks: dict[tuple[str, str], list[RunSpec]] = {}
-    for record in effects.linearized(by_key.values()):
+    for record in effects.linearized(record for side in sides for record in side.records):
         parent = record.spec.parent
         if parent is not None:
             networks.setdefault((controls.architecture(record.spec), record.spec.data), []).append(record.spec)

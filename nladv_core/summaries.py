@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nladv_core import intervals
 from nladv_core.errors import RecordError
 from nladv_core.values import changed
 
@@ -100,21 +101,11 @@ def difference(values: Sequence[float], *, unit: str = "points") -> Difference:
     Raises:
         RecordError: no values.
     """
-    found = np.asarray(values, dtype=float)
-    if found.size == 0:
+    if len(values) == 0:
         raise RecordError("found no seed for which both networks ran; compute the missing runs with `nladv run`")
-    half = math.inf
-    if found.size > 1:
-        half = t_quantile(found.size - 1) * float(found.std(ddof=1)) / math.sqrt(found.size)
-    mean = float(found.mean())
-    return Difference(mean=mean, low=mean - half, high=mean + half, seeds=int(found.size), unit=unit)
-
-
-def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: half a 95 % interval, in standard errors."""
-    from scipy.stats import t  # comes with scikit-learn
-
-    return float(t.ppf(0.975, freedom))
+    found = intervals.mean(values)
+    low, high = found.interval()
+    return Difference(mean=found.mean, low=low, high=high, seeds=found.n, unit=unit)
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,8 @@ class TestValue:
             ([88.0, 90.0, 91.0], "inconclusive"),
             ([90.2, 90.59, 90.98], "reproduced"),  # the interval within ±1
             ([90.16, 90.59, 91.02], "inconclusive"),  # just not: on the spot by luck
+            ([90.67, 90.99, 91.31], "inconclusive"),  # near, and its interval leaves ±1 above ...
+            ([89.87, 90.19, 90.51], "inconclusive"),  # ... or below
         ],
     )
     def test_words(self, numbers: list[float], word: str) -> None:
@@ -440,6 +442,9 @@ class TestReduced:
         assert "not on their plateau (resnet20 on cifar10: more training alone gained" in found.note
         without = [one for one in runs(HARDER, "reduced") if one.spec.role != "parent"]
         assert "a parent or control is not committed" in claims.outcome(HARDER, without, tier="reduced").note
+        # A fourth repetition that is under way, its control not yet run, does not stand in the way of three.
+        begun = [one for one in runs(HARDER, "reduced") if not (one.spec.role == "control" and unit(one.spec) == 2)]
+        assert claims.outcome(HARDER, begun, tier="reduced").n == 2
         # At the paper's size the recipe is the paper's, and a verdict does not hang on it.
         half = [one for one in runs(HARDER) if one.spec.role != "parent"]
         assert claims.outcome(HARDER, half).word == "reproduced"
