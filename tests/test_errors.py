@@ -204,6 +204,7 @@ COMMANDS: dict[str, str] = {
     "render nothing.ipynb": "nothing.ipynb is not a notebook",
     "render --build nowhere": "has not been executed",
     "download cifra10": "'cifra10'",
+    "keep --tier quick": "'quick'",
 }
 
 

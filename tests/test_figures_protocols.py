@@ -260,9 +260,9 @@ class TestEarlyAndLate:
 
     def test_reached_within_rounding(self) -> None:
         run = record(spec(omega=1.0, goal=0.75), 0.5, [[1.0] * 4])
-        assert pictures.reached(run)
-        assert not pictures.reached(record(spec(omega=1.0, goal=0.76), 0.5, [[1.0] * 4]))
-        assert not pictures.reached(record(spec(), 0.5))
+        assert run.reached
+        assert not record(spec(omega=1.0, goal=0.76), 0.5, [[1.0] * 4]).reached
+        assert not record(spec(), 0.5).reached
 
     def test_needs_a_run_with_a_goal(self) -> None:
         for lines in ({}, {"digits": [record(spec(), 0.9)]}):
